@@ -1,0 +1,1 @@
+"""The method: explain a batch of images. Knows torch, and nothing of Lightning."""

@@ -1,0 +1,181 @@
+"""From a model's output to the score of a target."""
+
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gfi_lightning.errors import UsageError
+
+ScoreFunction = Callable[[Any, Tensor], Tensor]
+_SCORES = ("softmax", "sigmoid")
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first floating tensor in an output that may be a tensor, a tuple, a mapping or an object.
+
+    ``logits`` and ``last_hidden_state``, by whatever name a mapping or an object gives them, come first.
+    """
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    if isinstance(output, Mapping):
+        named = [output[name] for name in ("logits", "last_hidden_state") if name in output]
+        return _first_of([*named, *output.values()])
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(found := getattr(output, name, None), Tensor):
+            return found
+    if isinstance(output, (tuple, list)):
+        return _first_of(output)
+    return None
+
+
+def _first_of(parts: Any) -> Tensor | None:
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def describe(value: Any) -> str:
+    """What a value is, in a few words, for error messages: types and shapes, no contents."""
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(describe(part) for part in value[:4]) + (", …" if len(value) > 4 else "")
+        return f"{type(value).__name__}({inner})"
+    return type(value).__name__
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output, shape (N, classes), at least float32.
+
+    Args:
+        output: a tensor (N, classes), (N,) for a single logit, or with trailing axes of size 1; or a tuple,
+            a mapping or an object with ``.logits`` that holds one.
+
+    Raises:
+        UsageError: there are none in it.
+    """
+    logits = first_tensor(output)
+    if logits is not None and logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
+        logits = logits.flatten(1)
+    if logits is not None and logits.ndim == 1:
+        logits = logits[:, None]
+    if logits is None or logits.ndim != 2:
+        raise UsageError(
+            f"The model's output is {describe(output)}; expected are logits of shape (N, classes). "
+            "Return them alone, in a tuple, in a dict or as .logits, "
+            "or give forward= (images → logits) or score= (output, targets → one number each)."
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def class_probabilities(output: Any, score: str) -> Tensor:
+    """The probability of each class, shape (N, classes).
+
+    Args:
+        output: see :func:`logits_of`.
+        score: "softmax", or "sigmoid" for independent labels. A single logit under "sigmoid" is a choice
+            between two classes: class 1 has σ(logit), class 0 has σ(−logit).
+
+    Raises:
+        UsageError: "softmax" of a single logit, which would always be 1.
+    """
+    logits = _class_logits(output, score)
+    return logits.sigmoid() if score == "sigmoid" else logits.softmax(1)
+
+
+def _class_logits(output: Any, score: str) -> Tensor:
+    logits = logits_of(output)
+    if logits.shape[1] > 1:
+        return logits
+    if score == "softmax":
+        raise UsageError(
+            f"The model's output is {describe(output)}, a single logit, and score='softmax' of it is always 1: "
+            "use score='sigmoid' (class 1 against class 0)."
+        )
+    return torch.cat([-logits, logits], 1)
+
+
+def check_score(score: str | ScoreFunction) -> None:
+    """Raise UsageError for a score that is neither known nor callable."""
+    if not callable(score) and score not in _SCORES:
+        raise UsageError(
+            f"score={score!r} is unknown: use one of {', '.join(_SCORES)}, "
+            "or a callable from the model's output and the targets (N,) to one number each (N,)."
+        )
+
+
+def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction) -> Tensor:
+    """The score of each target, f_c of equation 9.
+
+    Args:
+        output: the model's output for N images.
+        targets: shape (N,), int64.
+        score: "softmax", "sigmoid" or a callable.
+
+    Returns:
+        Shape (N,), at least float32.
+
+    Raises:
+        UsageError: a callable returns another shape.
+    """
+    if not callable(score):
+        return class_probabilities(output, score).gather(1, targets[:, None]).squeeze(1)
+    scores = score(output, targets)
+    if not isinstance(scores, Tensor) or scores.shape != targets.shape:
+        raise UsageError(
+            f"score= returned {describe(scores)}; expected is one number for each of the {len(targets)} "
+            f"targets, a tensor of shape {tuple(targets.shape)}."
+        )
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction) -> Tensor:
+    """Log p / (1 − p) of each target's probability p, whose gradient does not vanish near p = 1.
+
+    Args and errors as in :func:`target_scores`; a callable score is taken as it is.
+    """
+    if callable(score):
+        return target_scores(output, targets, score)
+    logits = _class_logits(output, score)
+    of_target = logits.gather(1, targets[:, None])
+    if score == "softmax":  # against all other classes together
+        of_target = of_target - logits.scatter(1, targets[:, None], -torch.inf).logsumexp(1, keepdim=True)
+    return of_target.squeeze(1)
+
+
+def predicted_classes(output: Any, score: str | ScoreFunction) -> Tensor:
+    """The class with the highest score, shape (N,), int64."""
+    return (logits_of(output) if callable(score) else class_probabilities(output, score)).argmax(1)
+
+
+def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction) -> None:
+    """Raise UsageError where a target is not one of the model's classes (not known for a callable score)."""
+    if callable(score) or targets.numel() == 0:
+        return
+    classes = class_probabilities(output, score).shape[1]
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise UsageError(
+            f"targets reach from {low} to {high}, but the model has {classes} classes: "
+            f"use targets from 0 to {classes - 1}."
+        )
+
+
+def select_rows(output: Any, rows: Tensor) -> Any:
+    """Some rows of every tensor in a model's output, which keeps its form."""
+    if isinstance(output, Tensor):
+        return output[rows] if output.ndim else output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(select_rows(part, rows) for part in output))
+    if isinstance(output, (tuple, list)):
+        return type(output)(select_rows(part, rows) for part in output)
+    selected = copy.copy(output)
+    if isinstance(output, MutableMapping):
+        selected.update({key: select_rows(part, rows) for key, part in output.items()})
+    elif hasattr(output, "__dict__"):
+        tensors = {name: part for name, part in vars(output).items() if isinstance(part, Tensor)}
+        vars(selected).update({name: select_rows(part, rows) for name, part in tensors.items()})
+    return selected

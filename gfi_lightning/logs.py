@@ -1,0 +1,18 @@
+"""Our log lines."""
+
+import logging
+from typing import Any
+
+logger = logging.getLogger("gfi_lightning")
+
+
+class _UnlessConfigured(logging.StreamHandler[Any]):
+    """Shows our lines in a program that configured no logging, and stays silent in one that did."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not logging.getLogger().handlers
+
+
+if not logger.handlers:
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_UnlessConfigured())

@@ -1,0 +1,1 @@
+"""Is a map right, and how far has it moved?"""

@@ -1,0 +1,148 @@
+"""Maps on disk: one file per run, as plain arrays.
+
+Below ``<log dir>/gfi/`` lie
+
+- ``samples.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown) and
+  ``class_names`` (C,) text (may be empty);
+- ``run_<step>.npz``, one per run: ``heatmaps`` (N, T, h, w) float16 in [0, 1] at the base layer's resolution,
+  ``foregrounds`` (N, h, w) float16, and (N, T) each ``targets`` int64, ``score``, ``preserved`` and ``removed``
+  float32. T is the largest number of targets that a sample has; for samples with fewer, ``targets`` is −1 and
+  the rest NaN.
+
+Files are written under another name and then renamed, so that a reader never sees half of one.
+"""
+
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gfi_lightning.recording.pictures import rgb
+from gfi_lightning.recording.record import Record
+
+Array = NDArray[Any]
+
+_FOLDER = "gfi"
+
+
+def save_run(log_dir: str | Path, record: Record, class_names: Sequence[str] | None) -> None:
+    """Add a run to the history of a log directory, which is made if it is missing."""
+    folder = Path(log_dir) / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "samples.npz").exists():
+        _save(folder / "samples.npz", _sample_arrays(record, class_names))
+    _save(folder / f"run_{record.step:010d}.npz", _run_arrays(record))
+
+
+def _save(path: Path, arrays: Mapping[str, Array]) -> None:
+    unfinished = path.with_suffix(".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _sample_arrays(record: Record, class_names: Sequence[str] | None) -> dict[str, Array]:
+    images = [rgb(sample.image) for sample in record.samples]
+    labels = [-1 if sample.label is None else sample.label for sample in record.samples]
+    return {
+        "images": np.stack(images),
+        "labels": np.array(labels),
+        "class_names": np.array([str(name) for name in class_names or ()], dtype=np.str_),
+    }
+
+
+def _run_arrays(record: Record) -> dict[str, Array]:
+    most = max(len(sample.targets) for sample in record.samples)
+    missing = np.full(record.grid, np.nan, dtype=np.float16)
+
+    def table(values: Any, filler: Any, dtype: Any) -> Array:
+        rows = [
+            [values(target) for target in sample.targets] + [filler] * (most - len(sample.targets))
+            for sample in record.samples
+        ]
+        return np.array(rows, dtype=dtype)
+
+    return {
+        "heatmaps": table(lambda target: record.coarse(target.heatmap).numpy(), missing, np.float16),
+        "foregrounds": np.array(
+            [record.coarse(sample.foreground).numpy() for sample in record.samples], dtype=np.float16
+        ),
+        "targets": table(lambda target: target.target, -1, np.int64),
+        "score": table(lambda target: target.score, np.nan, np.float32),
+        "preserved": table(lambda target: target.preserved, np.nan, np.float32),
+        "removed": table(lambda target: target.removed, np.nan, np.float32),
+    }
+
+
+class History:
+    """The runs of one training, read back from its log directory; needs no Lightning.
+
+    Attributes:
+        steps: of the x axis, ascending.
+        images: (N, H, W, 3), uint8, as shown.
+        labels: (N,), int64; −1 where unknown.
+        class_names: by class index; may be empty.
+    """
+
+    def __init__(self, samples: Mapping[str, Array], runs: Mapping[int, Mapping[str, Array]]) -> None:
+        self.steps = sorted(runs)
+        self.images: Array = samples["images"]
+        self.labels: Array = samples["labels"]
+        self.class_names = [str(name) for name in samples["class_names"]]
+        self._runs = [runs[step] for step in self.steps]
+
+    @classmethod
+    def load(cls, log_dir: str | Path) -> "History":
+        """Read what is there, also while the run is still writing. A damaged run is skipped with a warning.
+
+        Raises:
+            FileNotFoundError: the directory holds no history.
+        """
+        folder = Path(log_dir) / _FOLDER
+        if not (folder / "samples.npz").exists():
+            raise FileNotFoundError(f"{folder} holds no samples.npz: give the log directory of a run with GFICallback.")
+        runs = {}
+        for path in sorted(folder.glob("run_*.npz")):
+            try:
+                runs[int(path.stem.removeprefix("run_"))] = _load(path)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                warnings.warn(f"{path} is damaged and skipped: {error}", stacklevel=2)
+        return cls(_load(folder / "samples.npz"), runs)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def heatmaps(self, sample: int) -> Array:
+        """One sample's maps: (steps, targets, h, w), float32 in [0, 1], NaN where a target is missing."""
+        return self._per_step("heatmaps", sample).astype(np.float32)
+
+    def targets(self, sample: int) -> Array:
+        """The classes that they explain: (steps, targets), int64, −1 where a target is missing."""
+        return self._per_step("targets", sample)
+
+    def scores(self, sample: int, name: str = "score") -> Array:
+        """The targets' "score", or what is "preserved" or "removed" of it: (steps, targets), float32."""
+        return self._per_step(name, sample)
+
+    def _per_step(self, name: str, sample: int) -> Array:
+        per_step = [run[name][sample] for run in self._runs]
+        most = max((len(values) for values in per_step), default=0)
+        filler = -1 if name == "targets" else np.nan
+        padded = [
+            np.concatenate([values, np.full((most - len(values), *values.shape[1:]), filler, values.dtype)])
+            for values in per_step
+        ]
+        return np.stack(padded)
+
+
+def _load(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

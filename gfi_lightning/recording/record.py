@@ -1,0 +1,111 @@
+"""What was seen in one run of the callback."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gfi_lightning.inversion.results import Explanation, Inversion
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """One target's map: heatmap (H, W), float32 in [0, 1]; its score untouched, kept and removed."""
+
+    target: int
+    heatmap: Tensor
+    score: float
+    preserved: float
+    removed: float
+    degenerate: bool
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One sample: its image (C, H, W) for display, in [0, 1], and every map that was made for it.
+
+    ``label`` and the prediction are None where they are not known; the first target is the one that the
+    curves follow.
+    """
+
+    image: Tensor
+    label: int | None
+    predicted: int | None
+    predicted_score: float | None
+    foreground: Tensor
+    targets: list[TargetRecord]
+
+
+@dataclass(frozen=True)
+class Record:
+    """All samples at one step of the x axis; grid is the base layer's (h, w), which the maps come from."""
+
+    step: int
+    grid: tuple[int, int]
+    samples: list[SampleRecord]
+
+    def scalars(self) -> dict[str, float]:
+        """The means over samples of what is kept and removed of the first target's score."""
+        first = [sample.targets[0] for sample in self.samples]
+        return {
+            "gfi/preserved": sum(target.preserved for target in first) / len(first),
+            "gfi/removed": sum(target.removed for target in first) / len(first),
+        }
+
+    def maps(self) -> Tensor:
+        """The first target's maps at the base layer's resolution, shape (N, h, w)."""
+        return torch.stack([self.coarse(sample.targets[0].heatmap) for sample in self.samples])
+
+    def coarse(self, heatmap: Tensor) -> Tensor:
+        """A heatmap (H, W), averaged down to the base layer's resolution (h, w): it holds no more than that."""
+        return F.adaptive_avg_pool2d(heatmap[None], self.grid)[0]
+
+
+def sample_records(
+    images: Tensor,
+    labels: Tensor | None,
+    inversion: Inversion,
+    explanations: list[tuple[list[int], Explanation]],
+) -> list[SampleRecord]:
+    """Sort explanations by sample.
+
+    Args:
+        images: for display, shape (N, C, H, W), in [0, 1].
+        labels: shape (N,), or None.
+        inversion: of all N images.
+        explanations: each with the numbers of the samples that it is about.
+    """
+    targets: list[list[TargetRecord]] = [[] for _ in images]
+    for numbers, explanation in explanations:
+        for number, records in zip(numbers, _target_records(explanation), strict=True):
+            targets[number] += records
+    return [
+        SampleRecord(
+            image=images[number].float().cpu(),
+            label=None if labels is None else int(labels[number]),
+            predicted=None if inversion.predicted is None else int(inversion.predicted[number]),
+            predicted_score=None if inversion.predicted_score is None else float(inversion.predicted_score[number]),
+            foreground=inversion.foreground[number].cpu(),
+            targets=targets[number],
+        )
+        for number in range(len(images))
+    ]
+
+
+def _target_records(explanation: Explanation) -> list[list[TargetRecord]]:
+    """For each sample the records of its targets."""
+    count = len(explanation.targets)
+    names = ("targets", "heatmaps", "score", "preserved", "removed", "degenerate")
+    per_target = [getattr(explanation, name).detach().cpu() for name in names]
+    # (N,) and (N, T) alike as (N, T)
+    columns = [values.reshape(count, -1, *values.shape[explanation.targets.ndim :]) for values in per_target]
+    return [
+        [
+            TargetRecord(int(target), heatmap, float(score), float(preserved), float(removed), bool(degenerate))
+            for target, heatmap, score, preserved, removed, degenerate in zip(
+                *(values[row] for values in columns), strict=True
+            )
+        ]
+        for row in range(count)
+    ]

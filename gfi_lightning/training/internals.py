@@ -1,0 +1,70 @@
+"""What we need of Lightning beyond its public interface, in one place. Checked with 2.4 to 2.6."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import CombinedLoader
+
+_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
+
+
+def batches_that_stepped(trainer: L.Trainer) -> int:
+    """The x axis of Lightning's own logged metrics: batches after which any optimiser stepped.
+
+    Not ``global_step``, which counts the steps of every optimiser. The batch that is being trained on is
+    counted after ``on_train_batch_end``, so that what is logged there is logged at its index.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def optimizer_stepped(trainer: L.Trainer) -> bool:
+    """In ``on_train_batch_end``: whether this batch ended with an optimiser's step, or only accumulated."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def is_sharded(trainer: L.Trainer) -> bool:
+    """Whether every forward pass needs all ranks, because none of them holds the whole model."""
+    return any(base.__name__ in _SHARDED for base in type(trainer.strategy).__mro__)
+
+
+def evaluation_loader(trainer: L.Trainer) -> Any:
+    """The first validation loader, or under ``trainer.test`` the first test loader; None if there is none.
+
+    In a fit where validation is switched off, or comes only epochs later, the loader is requested here and
+    not kept, so that Lightning will request its own when it would have done so anyway.
+    """
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if loaders is None:
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source
+        if source.instance is None or not source.is_defined():
+            return None
+        loaders = source.dataloader()
+    if loaders is None:
+        return None
+    flattened = CombinedLoader(loaders, "sequential").flattened if not _is_combined(loaders) else loaders.flattened
+    return flattened[0] if flattened else None
+
+
+def _is_combined(loaders: Any) -> bool:
+    return any(base.__name__ == "CombinedLoader" for base in type(loaders).__mro__)
+
+
+def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Any:
+    """A collated batch as a validation step would get it: converted, and through the module's transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+@contextmanager
+def validating(trainer: L.Trainer) -> Iterator[None]:
+    """Let ``trainer.training`` be False, which user hooks look at to decide on random augmentation."""
+    stage = trainer.state.stage
+    try:
+        if trainer.training and stage is not None:
+            trainer.state.stage = type(stage).VALIDATING
+        yield
+    finally:
+        trainer.state.stage = stage

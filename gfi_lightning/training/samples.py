@@ -1,0 +1,225 @@
+"""The fixed samples: which ones, how to read them, and what is in a batch."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.scores import describe, select_rows
+
+SplitBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+_IMAGE_NAMES = ("image", "images", "pixel_values", "x")
+_LABEL_NAMES = ("label", "labels", "target", "y")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a run, as the data loader's collate function returned them, and where they come from.
+
+    Attributes:
+        batch: the collated batch, on the CPU.
+        indices: their places in the data set; None where it has none (iterable, or a batch was given).
+        dataset_size: items in the data set; None where it has no length.
+    """
+
+    batch: Any
+    indices: list[int] | None = None
+    dataset_size: int | None = None
+
+
+def choose_indices(dataset: Any, count: int) -> list[int]:
+    """Indices of at most ``count`` items, spread evenly over the classes if labels can be had without reading.
+
+    Labels are looked for in the attributes ``targets``, ``labels`` and ``tensors``, also behind
+    ``Subset`` and ``ConcatDataset``. Without them the first items are taken.
+    """
+    size = len(dataset)
+    labels = cheap_labels(dataset)
+    if labels is None:
+        return list(range(min(count, size)))
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        by_class.setdefault(label, []).append(index)
+    queues = [by_class[label] for label in sorted(by_class)]
+    chosen: list[int] = []
+    for turn in range(max(map(len, queues), default=0)):
+        candidates = [queue[turn] for queue in queues if len(queue) > turn]
+        chosen += _evenly(candidates, count - len(chosen))
+        if len(chosen) >= min(count, size):
+            break
+    return chosen
+
+
+def _evenly(items: list[int], count: int) -> list[int]:
+    count = min(count, len(items))
+    return [items[position * len(items) // count] for position in range(count)]
+
+
+def cheap_labels(dataset: Any) -> list[int] | None:
+    """The class of every item, from the data set's attributes alone; None where they do not tell."""
+    inner = getattr(dataset, "dataset", None)
+    if inner is not None and hasattr(dataset, "indices"):  # Subset
+        labels = cheap_labels(inner)
+        return None if labels is None else [labels[index] for index in dataset.indices]
+    if isinstance(parts := getattr(dataset, "datasets", None), (list, tuple)):  # ConcatDataset
+        all_labels = [cheap_labels(part) for part in parts]
+        return None if None in all_labels else [label for labels in all_labels for label in labels or ()]
+    tensors = getattr(dataset, "tensors", None)
+    candidates = [getattr(dataset, "targets", None), getattr(dataset, "labels", None)]
+    candidates += list(tensors[1:]) if isinstance(tensors, (tuple, list)) else []
+    return next((found for labels in candidates if (found := _as_classes(labels, len(dataset))) is not None), None)
+
+
+def _as_classes(labels: Any, size: int) -> list[int] | None:
+    if not isinstance(labels, (Tensor, Sequence)) and not hasattr(labels, "__array__"):
+        return None
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):  # strings, ragged lists
+        return None
+    if tensor.is_floating_point() or tensor.shape != (size,):
+        return None
+    return [int(label) for label in tensor.tolist()]
+
+
+def read_samples(loader: Any, count: int, indices: Sequence[int] | None = None) -> Samples:
+    """Read the samples from a loader's data set, past its sampler, shuffling and sharding.
+
+    Args:
+        loader: a DataLoader, or any iterable of batches.
+        count: how many, where indices are not given.
+        indices: of the items; None: :func:`choose_indices`.
+
+    Raises:
+        UsageError: the indices do not exist, or there is nothing to read.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or getattr(loader, "batch_sampler", None) is None:
+        return _first_rows(loader, count)  # no items to be had, only ready batches
+    if isinstance(dataset, IterableDataset):
+        return Samples(loader.collate_fn(list(islice(_independent_iterator(dataset), count))))
+    chosen = choose_indices(dataset, count) if indices is None else [int(index) for index in indices]
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(dataset):
+        raise UsageError(
+            f"samples={chosen} cannot be read from a data set of {len(dataset)} items: "
+            f"give indices from 0 to {len(dataset) - 1}."
+        )
+    return Samples(loader.collate_fn([dataset[index] for index in chosen]), chosen, len(dataset))
+
+
+def _first_rows(loader: Iterable[Any], count: int) -> Samples:
+    batch = next(_independent_iterator(loader), None)
+    if batch is None:
+        raise UsageError("The data loader is empty: nothing to explain. Give samples=(images, labels).")
+    return Samples(select_rows(batch, torch.arange(count)[: _length(batch)]))
+
+
+def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
+    iterator = iter(iterable)
+    # One that iterates itself would hand out to us what the run would see next.
+    return copy.deepcopy(iterator) if iterator is iterable else iterator
+
+
+def _length(batch: Any) -> int:
+    parts = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), 0)
+
+
+def is_batch(samples: Any) -> bool:
+    """Whether what was given as samples is a ready batch, and not None or indices."""
+    if samples is None:
+        return False
+    if isinstance(samples, Tensor):
+        return samples.ndim > 1
+    return not (isinstance(samples, Sequence) and all(isinstance(index, int) for index in samples))
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """The images and labels of a batch in one of the usual forms.
+
+    Args:
+        batch: (images, labels, ...); a mapping with image, images, pixel_values or x, and label, labels,
+            target or y; or images alone.
+
+    Returns:
+        Images (N, C, H, W), floating point, and class indices (N,), int64, or None where there are none.
+
+    Raises:
+        UsageError: no images were found, or not in that form.
+    """
+    if isinstance(batch, Mapping):
+        images, labels = _by_name(batch, _IMAGE_NAMES), _by_name(batch, _LABEL_NAMES)
+    elif isinstance(batch, (tuple, list)) and batch:
+        images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        images, labels = batch, None
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise UsageError(
+            f"A validation batch is {describe(batch)}. Expected is (images, labels) or a mapping with "
+            f"{'/'.join(_IMAGE_NAMES)} and {'/'.join(_LABEL_NAMES)}, images being floating point of shape "
+            "(N, C, H, W). Give batch= (batch → images, labels) for anything else."
+        )
+    return images, class_indices(labels, len(images))
+
+
+def _by_name(batch: Mapping[Any, Any], names: Sequence[str]) -> Any:
+    return next((batch[name] for name in names if name in batch), None)
+
+
+def class_indices(labels: Any, count: int) -> Tensor | None:
+    """Labels as class indices (N,), int64; None where they are something else (multi-hot, masks, text).
+
+    Floating point labels of whole numbers, which binary losses ask for, count as class indices.
+    """
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if tensor.shape == (count, 1):
+        tensor = tensor.squeeze(1)
+    if tensor.shape != (count,) or (tensor.is_floating_point() and not torch.equal(tensor, tensor.round())):
+        return None
+    return tensor.long()
+
+
+def attribute_of_dataset(dataset: Any, name: str) -> Any:
+    """An attribute of a data set, or of the one that it wraps (Subset, ConcatDataset); None where missing."""
+    for _ in range(8):  # wrappers may be nested, but not for ever
+        if getattr(dataset, name, None) is not None:
+            return getattr(dataset, name)
+        parts = getattr(dataset, "datasets", None)
+        dataset = parts[0] if isinstance(parts, (list, tuple)) and parts else getattr(dataset, "dataset", None)
+    return None
+
+
+def find_normalization(dataset: Any) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of the Normalize step in a data set's transforms; None where there is none."""
+    for name in ("transform", "transforms"):
+        found = _normalization_in(attribute_of_dataset(dataset, name), depth=8)
+        if found is not None:
+            return found
+    return None
+
+
+def _normalization_in(transform: Any, depth: int) -> tuple[list[float], list[float]] | None:
+    if transform is None or depth == 0:
+        return None
+    if type(transform).__name__ == "Normalize" and hasattr(transform, "mean") and hasattr(transform, "std"):
+        return _floats(transform.mean), _floats(transform.std)
+    if isinstance(transform, (list, tuple)):
+        inner = list(transform)
+    else:  # Compose holds .transforms; torchvision's data sets wrap theirs in a StandardTransform with .transform
+        inner = [getattr(transform, name, None) for name in ("transforms", "transform")]
+    results = (_normalization_in(part, depth - 1) for part in inner)
+    return next((found for found in results if found is not None), None)
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in torch.as_tensor(values).flatten()]

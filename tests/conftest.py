@@ -1,0 +1,29 @@
+"""Tests that need something special say so by a marker, and skip with the reason where it is missing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+REQUIREMENTS = {
+    "shared_data": (SHARED_DATA.is_dir(), "the measuring data is not there (../shared/data)"),
+    "browser": (
+        bool(shutil.which("chromium") and shutil.which("chromedriver")),
+        "Chromium and its driver are not installed",
+    ),
+    "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),
+}
+
+
+def pytest_runtest_setup(item):
+    for marker, (met, reason) in REQUIREMENTS.items():
+        if item.get_closest_marker(marker) and not met:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def shared_data():
+    return SHARED_DATA
