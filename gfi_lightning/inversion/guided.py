@@ -172,16 +172,19 @@ class GuidedFeatureInversion:
         return background.to(images)
 
     def _invert_chunk(self, images: Tensor, background: Tensor) -> Chunk:
+        recipe = self.recipe
         maps, reference, output = self._network.look(images)
         maps = _without_dead(maps, reference)
-        weights = maps.new_full(maps.shape[:2], self.recipe.initial_weight)
+        weights = maps.new_full(maps.shape[:2], recipe.initial_weight)
         chunk = Chunk(images, background, maps, output, weights, Adam.start(weights))
         optimizer = chunk.optimizer
-        for _ in range(self.recipe.inversion_steps):
+        for _ in range(recipe.inversion_steps):
             weights.requires_grad_()
-            kept, _ = _blend(chunk, self._mask(chunk, weights))
-            error = self.recipe.error(self._network.features(kept), reference)
-            loss = error + self.recipe.inversion_penalty * self.recipe.penalty(weights)
+            mask = self._mask(chunk, weights)
+            kept, _ = _blend(chunk, mask)
+            loss = recipe.error(self._network.features(kept), reference)
+            loss = loss + recipe.inversion_penalty * recipe.penalty(weights)
+            loss = loss + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
             weights, optimizer = self._descend(loss, weights, optimizer)
         return replace(chunk, weights=weights, optimizer=optimizer)
 
@@ -201,10 +204,10 @@ class GuidedFeatureInversion:
             mask = self._mask(chunk, weights)
             output = self._network.output(torch.cat(_blend(chunk, mask)))
             kept, removed = objective(output, both, self.score).chunk(2)
-            loss = recipe.removed_weight * removed - kept + recipe.area_penalty * mask.mean((1, 2, 3))
-            weights, optimizer = self._descend(
-                loss + self._target_penalty * recipe.penalty(weights), weights, optimizer
-            )
+            loss = recipe.removed_weight * removed - kept
+            loss = loss + self._target_penalty * recipe.penalty(weights)
+            loss = loss + recipe.target_area_penalty * mask.mean((1, 2, 3))
+            weights, optimizer = self._descend(loss, weights, optimizer)
         if recipe.target_steps == 0:
             with torch.no_grad():
                 output = self._network.output(torch.cat(_blend(chunk, self._mask(chunk, weights))))

@@ -70,6 +70,7 @@ class Session:
         self._normalization = settings.normalization or find_normalization(dataset)
         self.class_names = settings.class_names or attribute_of_dataset(dataset, "classes")
         self._layer: str | nn.Module | None = settings.layer or restored.get("layer")
+        self._said_own_range = False
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
@@ -165,10 +166,12 @@ class Session:
             return denormalized(images, *self._normalization)
         if in_unit_range(images):
             return images.float().cpu()
-        logger.info(
-            "No Normalize step was found in the data set's transform: each picture is shown by its own range. "
-            "Give GFICallback(mean=..., std=...) for true colours."
-        )
+        if not self._said_own_range:
+            self._said_own_range = True
+            logger.info(
+                "No Normalize step was found in the data set's transform: each picture is shown by its own range. "
+                "Give GFICallback(mean=..., std=...) for true colours."
+            )
         return stretched(images)
 
 

@@ -1,0 +1,163 @@
+"""When the callback runs, and where on the x axis its pictures lie."""
+
+import pytest
+
+from gfi_lightning import GFICallback, UsageError
+from tests.training.modules import (
+    Pictures,
+    ToyModule,
+    TwoOptimizers,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+    read_events,
+    scalar_steps,
+)
+
+
+@pytest.mark.parametrize("module", [ToyModule, TwoOptimizers])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pictures_lie_on_the_axis_of_lightnings_metrics(tmp_path, module, accumulate):
+    if module is TwoOptimizers and accumulate > 1:
+        pytest.skip("Lightning refuses to accumulate gradients in manual optimisation")
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=3, accumulate_grad_batches=accumulate)
+    trainer.fit(module(), **loaders())
+    steps = image_steps(trainer)
+    assert steps == [0, *scalar_steps(trainer, "val_loss")]
+    assert set(steps) <= set(scalar_steps(trainer, "train_loss"))
+    assert scalar_steps(trainer, "gfi/preserved") == scalar_steps(trainer, "gfi/removed") == steps
+    assert scalar_steps(trainer, "gfi/drift") == steps[1:]
+    assert image_steps(trainer, "gfi/overview") == steps
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 2, 5, 7]), (100, [0, 7])])
+def test_every_n_steps(tmp_path, every, expected):
+    trainer = make_trainer(tmp_path, quick_callback(every_n_steps=every))
+    trainer.fit(ToyModule(), **loaders())
+    assert image_steps(trainer) == expected
+
+
+def test_every_n_steps_with_accumulation_counts_optimiser_steps(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(every_n_steps=2), max_epochs=3, accumulate_grad_batches=2)
+    trainer.fit(ToyModule(), **loaders())
+    assert image_steps(trainer) == [0, 1, 3, 5]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 3, 7, 11, 15, 19]), (2, [0, 7, 15, 19]), (9, [0, 19])])
+def test_every_n_epochs(tmp_path, every, expected):
+    trainer = make_trainer(tmp_path, quick_callback(every_n_epochs=every), max_epochs=5)
+    trainer.fit(ToyModule(), **loaders())
+    assert image_steps(trainer) == expected
+
+
+def test_the_first_picture_shows_the_untrained_model(tmp_path):
+    seen = []
+
+    class Watched(ToyModule):
+        def on_train_batch_start(self, batch, batch_idx):
+            seen.append(image_steps(self.trainer))
+
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=1)
+    trainer.fit(Watched(), **loaders())
+    assert seen[0] == [0]
+
+
+def test_nothing_in_the_sanity_check(tmp_path):
+    pictures = []
+
+    class Watched(ToyModule):
+        def on_validation_end(self):
+            pictures.append((self.trainer.sanity_checking, (tmp_path / "version_0" / "gfi").exists()))
+
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=1)
+    trainer.fit(Watched(), **loaders())
+    assert pictures == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_sanity_val_steps": 0},
+        {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+        {"limit_val_batches": 0},
+        {"val_check_interval": 0.5},
+        {"overfit_batches": 2},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=str,
+)
+def test_whenever_validation_runs_or_does_not(tmp_path, options):
+    trainer = make_trainer(tmp_path, quick_callback(), **options)
+    trainer.fit(ToyModule(), **loaders())
+    assert len(image_steps(trainer)) == 3
+
+
+@pytest.mark.parametrize("function", ["validate", "test"])
+def test_under_validate_and_test(tmp_path, function):
+    trainer = make_trainer(tmp_path, quick_callback())
+    getattr(trainer, function)(ToyModule(), loaders()["val_dataloaders"], verbose=False)
+    assert image_steps(trainer) == [0]
+    assert scalar_steps(trainer, "gfi/removed") == [0]
+
+
+def test_test_after_fit_shows_the_same_samples_at_the_step_of_its_metrics(tmp_path):
+    trainer, module = make_trainer(tmp_path, quick_callback()), ToyModule()
+    trainer.fit(module, **loaders())
+    trainer.test(module, loaders(val=Pictures(30, seed=5))["val_dataloaders"], verbose=False)
+    assert image_steps(trainer) == [0, 3, 7, 8]
+    assert scalar_steps(trainer, "test_loss") == [8]
+
+
+def test_fast_dev_run_explains_and_writes_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(), fast_dev_run=True)
+    trainer.fit(ToyModule(), **loaders())
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("options", [{"logger": False}, {"barebones": True, "logger": None, "log_every_n_steps": None}])
+def test_without_loggers_nothing_is_explained(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    options = {"limit_val_batches": 1} | options
+    passes = []
+    for callbacks in ([], [quick_callback()]):
+        module, calls = ToyModule(), []
+        module.network.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        make_trainer(tmp_path, *callbacks, max_epochs=1, **options).fit(module, **loaders())
+        passes.append(len(calls))
+    assert passes[0] == passes[1]
+
+
+def test_tags(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(num_samples=2), max_epochs=1)
+    trainer.fit(ToyModule(), **loaders())
+    tags = read_events(trainer).Tags()
+    ours = [tag for kind in ("images", "scalars", "tensors") for tag in tags[kind] if tag.startswith("gfi")]
+    assert sorted(ours) == [
+        "gfi/drift",
+        "gfi/overview",
+        "gfi/preserved",
+        "gfi/removed",
+        "gfi/sample_0",
+        "gfi/sample_1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every_n_epochs": 0}, "every_n_epochs=0 must be at least 1"),
+        ({"every_n_steps": -3}, "every_n_steps=-3 must be at least 1, or None"),
+        ({"every_n_epochs": 2, "every_n_steps": 5}, "every_n_epochs=2 and every_n_steps=5 were both given"),
+        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ({"targets": "labels"}, "targets='labels' is unknown: use 'label', 'predicted'"),
+        ({"on_error": "ignore"}, "on_error='ignore' is unknown: use 'warn' or 'raise'"),
+        ({"recipe": "fast"}, "recipe='fast' is unknown"),
+        ({"score": "logit"}, "score='logit' is unknown"),
+        ({"background": "grey"}, "background='grey' is unknown"),
+        ({"mean": [0.5]}, r"mean=\[0.5\] and std=None must be given together"),
+    ],
+)
+def test_misuse_of_the_constructor(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        GFICallback(**arguments)
