@@ -4,7 +4,7 @@ Everything comes with scikit-learn, nothing is downloaded: its handwritten digit
 enlarged, coloured and scattered over crops of its two photographs. The boxes of both digits are known, so
 that it can be checked whether the maps lie where they should.
 
-    python examples/digits.py [--epochs 12] [--log-dir demo_logs]
+    python examples/digits.py [--epochs 10] [--log-dir demo_logs]
 """
 
 import argparse
@@ -158,7 +158,7 @@ def read_accuracy(log_dir: str) -> list[tuple[int, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--train-size", type=int, default=6000, help="number of training pictures")
     parser.add_argument("--log-dir", default="demo_logs")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,8 @@ Pixels = NDArray[np.uint8]
 
 COLOR_MAP = "inferno"  # perceptually uniform, and dark, that is out of the way, where there is nothing to see
 _OPACITY = 0.6
-_PANEL, _SMALL_PANEL, _LARGEST_PANEL = 256, 192, 512  # px of a panel's longer side
+_PANEL, _SMALL_PANEL, _LARGEST_PANEL = 256, 144, 512  # px of a panel's longer side
+_OVERVIEW_COLUMNS = 8
 _MARGIN, _LINE, _FONT_SIZE = 14, 21, 15
 _BAR, _BAR_WIDTH = 14, 48  # px of the colour bar, alone and with its numbers
 _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
@@ -93,27 +95,37 @@ def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Seque
         title = f"stage 2: {_name(target.target, class_names)}"
         captions = [_role(target, sample), *_scores(target)]
         panels.append(Panel(overlay(sample.image, target.heatmap), title, captions))
-    return compose([panels], f"sample {number}  ·  step {step}")
+    # Two beside each other: TensorBoard's cards are narrow, and shrink what is wide until nobody can read it.
+    rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
+    return compose(rows, f"sample {number}  ·  step {step}")
 
 
 def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> Pixels:
-    """All samples, a row each: the image, stage 1, and the targets' overlays, small.
+    """All samples, a column each, eight beside each other: the image, stage 1, and each target's overlay, small.
 
     Returns:
         Pixels (height, width, 3), uint8.
     """
-    rows = []
-    for number, sample in enumerate(record.samples):
-        captions = _label_and_prediction(sample, class_names)
-        row = [
-            Panel(enlarged(sample.image, _SMALL_PANEL), f"sample {number}", captions),
-            Panel(overlay(sample.image, sample.foreground, _SMALL_PANEL), "stage 1: any class"),
+    columns = [
+        [
+            Panel(enlarged(sample.image, _SMALL_PANEL), f"sample {number}", _label_and_prediction(sample, class_names)),
+            Panel(overlay(sample.image, sample.foreground, _SMALL_PANEL), "any class"),
+            *(_small_target(target, sample, class_names) for target in sample.targets),
         ]
-        for target in sample.targets:
-            picture = overlay(sample.image, target.heatmap, _SMALL_PANEL)
-            row.append(Panel(picture, _name(target.target, class_names), _scores(target)))
-        rows.append(row)
-    return compose(rows, f"{len(rows)} samples  ·  step {record.step}")
+        for number, sample in enumerate(record.samples)
+    ]
+    rows: list[list[Panel | None]] = []
+    for start in range(0, len(columns), _OVERVIEW_COLUMNS):
+        rows += map(list, zip_longest(*columns[start : start + _OVERVIEW_COLUMNS]))
+    return compose(rows, f"{len(columns)} samples  ·  step {record.step}")
+
+
+def _small_target(target: TargetRecord, sample: SampleRecord, class_names: Sequence[str] | None) -> Panel:
+    picture = overlay(sample.image, target.heatmap, _SMALL_PANEL)
+    if target.degenerate:
+        return Panel(picture, _name(target.target, class_names), ["no evidence found"])
+    captions = [f"kept {target.preserved:.2f}", f"removed {target.removed:.2f}"]
+    return Panel(picture, _name(target.target, class_names), captions)
 
 
 def _name(index: int, class_names: Sequence[str] | None) -> str:
@@ -126,7 +138,7 @@ def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | Non
         lines.append(f"label: {_name(sample.label, class_names)}")
     if sample.predicted is not None and sample.predicted_score is not None:
         verdict = "" if sample.label is None else " ✓" if sample.label == sample.predicted else " ✗"
-        lines.append(f"predicted: {_name(sample.predicted, class_names)}{verdict}")
+        lines.append(f"predicted{verdict}: {_name(sample.predicted, class_names)}")
         lines.append(f"p {sample.predicted_score:.2f}")
     return lines
 
@@ -144,10 +156,14 @@ def _scores(target: TargetRecord) -> list[str]:
     return [f"p {target.score:.2f}", f"kept {target.preserved:.2f} · removed {target.removed:.2f}"]
 
 
-def compose(rows: list[list[Panel]], header: str) -> Pixels:
-    """Panels in rows below a header, and a colour bar at the right: pixels (height, width, 3), uint8."""
-    widths = [max(panel.picture.width for panel in column) for column in _columns(rows)]
-    heights = [max(_height(panel) for panel in row) for row in rows]
+def compose(rows: Sequence[Sequence[Panel | None]], header: str) -> Pixels:
+    """Panels in rows below a header, and a colour bar at the right: pixels (height, width, 3), uint8.
+
+    None leaves a place empty.
+    """
+    columns = [[panel for panel in column if panel] for column in zip_longest(*rows)]
+    widths = [max(panel.picture.width for panel in column) for column in columns]
+    heights = [max(_height(panel) for panel in row if panel) for row in rows]
     bar_left = _MARGIN + sum(width + _MARGIN for width in widths)
     top = _MARGIN + _LINE
     size = (bar_left + _BAR_WIDTH + _MARGIN, top + sum(height + _MARGIN for height in heights))
@@ -157,16 +173,13 @@ def compose(rows: list[list[Panel]], header: str) -> Pixels:
     for row, height in zip(rows, heights, strict=True):
         left = _MARGIN
         for panel, width in zip(row, widths, strict=False):
-            _draw_panel(canvas, draw, panel, (left, top), width)
+            if panel:
+                _draw_panel(canvas, draw, panel, (left, top), width)
             left += width + _MARGIN
         top += height + _MARGIN
-    _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * _LINE), rows[0][0].picture.height)
+    first = next(panel for panel in rows[0] if panel)
+    _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * _LINE), first.picture.height)
     return np.asarray(canvas)
-
-
-def _columns(rows: list[list[Panel]]) -> list[list[Panel]]:
-    longest = max(len(row) for row in rows)
-    return [[row[number] for row in rows if number < len(row)] for number in range(longest)]
 
 
 def _height(panel: Panel) -> int:

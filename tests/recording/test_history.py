@@ -1,0 +1,112 @@
+"""What is written can be read back, whatever happened to the files in between."""
+
+import numpy as np
+import pytest
+import torch
+
+from gfi_lightning import History
+from gfi_lightning.recording.film import film_strip, spread
+from gfi_lightning.recording.history import save_run
+from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
+
+GRID, SIZE = (4, 4), (16, 16)
+
+
+def record(step, targets=(1, 2), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(shape, generator=generator)
+
+    samples = [
+        SampleRecord(
+            draw(3, *SIZE),
+            number,
+            0,
+            0.5,
+            draw(*SIZE),
+            [TargetRecord(index, draw(*SIZE), 0.5, 0.75, 0.25, False) for index in range(count)],
+        )
+        for number, count in enumerate(targets)
+    ]
+    return Record(step, GRID, samples)
+
+
+def test_round_trip(tmp_path):
+    records = [record(0, (1, 2)), record(10, (1, 1), seed=1), record(5, (2, 1), seed=2)]
+    for run in records:
+        save_run(tmp_path, run, ["ant", "bee"])
+    history = History.load(str(tmp_path))
+    assert history.steps == [0, 5, 10]
+    assert len(history) == 3
+    assert history.class_names == ["ant", "bee"]
+    assert history.labels.tolist() == [0, 1]
+    assert history.heatmaps(0).shape == (3, 2, 4, 4)
+    assert history.heatmaps(0).dtype == np.float32
+    assert history.targets(0).tolist() == [[0, -1], [0, 1], [0, -1]]
+    assert history.targets(1).tolist() == [[0, 1], [0, -1], [0, -1]]
+    assert np.isnan(history.heatmaps(0)[0, 1]).all()
+    expected = records[1].coarse(records[1].samples[0].targets[0].heatmap)
+    np.testing.assert_allclose(history.heatmaps(0)[2, 0], expected, atol=1e-3)
+    assert history.scores(1, "preserved")[0].tolist() == [0.75, 0.75]
+    shown = records[0].samples[0].image.permute(1, 2, 0)
+    np.testing.assert_allclose(history.images[0] / 255, shown, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_run_of_the_same_step_replaces_the_former(tmp_path):
+    for seed in (0, 1):
+        save_run(tmp_path, record(3, seed=seed), None)
+    history = History.load(tmp_path)
+    assert history.steps == [3]
+    expected = record(3, seed=1).coarse(record(3, seed=1).samples[0].targets[0].heatmap)
+    np.testing.assert_allclose(history.heatmaps(0)[0, 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
+def test_a_damaged_run_is_skipped_with_a_warning_that_names_it(tmp_path, damage):
+    for step in (0, 1, 2):
+        save_run(tmp_path, record(step), None)
+    path = tmp_path / "gfi" / "run_0000000001.npz"
+    path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
+    with pytest.warns(UserWarning, match=r"run_0000000001\.npz is damaged and skipped"):
+        history = History.load(tmp_path)
+    assert history.steps == [0, 2]
+
+
+def test_a_failed_write_leaves_the_former_file_and_no_litter(tmp_path, monkeypatch):
+    save_run(tmp_path, record(0), None)
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir())
+
+    def disk_full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_run(tmp_path, record(0, seed=1), None)
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir()) == before
+
+
+def test_no_history(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no samples\.npz: give the log directory of a run"):
+        History.load(tmp_path)
+
+
+def test_film_strip(tmp_path):
+    for step in range(15):
+        save_run(tmp_path, record(step, seed=step), None)
+    history = History.load(tmp_path)
+    whole, half = film_strip(history), film_strip(history, samples=[1])
+    assert whole.shape[1] == half.shape[1]
+    assert whole.shape[0] > 1.5 * half.shape[0]
+    assert film_strip(history, columns=4).shape[1] < whole.shape[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 13, 40, 1000])
+@pytest.mark.parametrize("most", [2, 10])
+def test_spread(count, most):
+    chosen = spread(count, most)
+    assert chosen[0] == 0
+    assert chosen[-1] == count - 1
+    assert len(set(chosen)) == len(chosen) == min(count, most)
+    assert chosen == sorted(chosen)

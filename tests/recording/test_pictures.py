@@ -1,0 +1,95 @@
+"""Pictures show what they say, at a size that can be read."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from gfi_lightning.recording.pictures import COLOR_MAP, draw_overview, draw_sample, enlarged, overlay, rgb
+from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
+
+NAMES = ["ant", "a class with a name that goes on and on and would not fit below any picture", "猫"]
+
+
+def target(index=0, degenerate=False, size=(16, 16)):
+    return TargetRecord(index, torch.rand(size), 0.25, 0.5, 0.125, degenerate)
+
+
+def sample(size=(3, 16, 16), label=0, predicted=1, targets=2):
+    maps = [target(index, size=size[1:]) for index in range(targets)]
+    return SampleRecord(torch.rand(size), label, predicted, 0.75, torch.rand(size[1:]), maps)
+
+
+@pytest.mark.parametrize("size", [(3, 16, 16), (1, 28, 28), (4, 32, 32), (2, 20, 30), (3, 224, 224), (3, 600, 900)])
+def test_sizes_that_can_be_read(size):
+    picture = enlarged(torch.rand(size))
+    assert 256 <= max(picture.size) <= 512
+    assert picture.width / picture.height == pytest.approx(size[2] / size[1], rel=0.01)
+    pixels = draw_sample(sample(size), 0, 0)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    assert pixels.shape[1] > 2 * picture.width
+
+
+def test_a_small_image_is_enlarged_by_a_whole_factor():
+    assert enlarged(torch.rand(3, 48, 32)).size == (192, 288)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_channels(channels):
+    image = torch.rand(channels, 4, 4)
+    pixels = rgb(image)
+    expected = image[:3] if channels >= 3 else image[:1].expand(3, 4, 4)
+    np.testing.assert_allclose(pixels / 255, expected.permute(1, 2, 0), atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_the_overlay_is_the_colour_map_over_grey(value):
+    pixels = np.asarray(overlay(torch.full((3, 8, 8), 0.5), torch.full((8, 8), value)), dtype=float)
+    expected = 0.4 * 128 + 0.6 * 255 * np.array(matplotlib.colormaps[COLOR_MAP](value)[:3])
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1)
+
+
+def test_the_overlay_lies_where_the_map_lies():
+    heatmap = torch.zeros(16, 16)
+    heatmap[:8, 8:] = 1  # above, right
+    pixels = np.asarray(overlay(torch.zeros(3, 16, 16), heatmap), dtype=float).sum(2)
+    half = pixels.shape[0] // 2
+    quarters = [pixels[:half, :half], pixels[:half, half:], pixels[half:, :half], pixels[half:, half:]]
+    assert np.argmax([quarter.mean() for quarter in quarters]) == 1
+
+
+def test_the_plain_image_stands_beside_its_overlays():
+    shown = sample(size=(3, 256, 256))
+    pixels = draw_sample(shown, 0, 0)
+    plain = rgb(shown.image)
+    # Somewhere in the picture the image stands as it is.
+    corner = np.argwhere((pixels[:60, :60] == plain[0, 0]).all(2))
+    assert any((pixels[y : y + 256, x : x + 256] == plain).all() for y, x in corner)
+
+
+def test_captions_change_the_picture():
+    shown = sample(targets=1)
+    pictures = {
+        "as is": draw_sample(shown, 0, 0, NAMES),
+        "other step": draw_sample(shown, 0, 7, NAMES),
+        "other names": draw_sample(shown, 0, 0, ["cow", "dog", "elk"]),
+        "no names": draw_sample(shown, 0, 0),
+    }
+    distinct = {picture.tobytes() for picture in pictures.values()}
+    assert len(distinct) == len(pictures)
+
+
+def test_nothing_known_about_a_sample():
+    unknown = SampleRecord(torch.rand(3, 16, 16), None, None, None, torch.rand(16, 16), [target(12, degenerate=True)])
+    assert draw_sample(unknown, 3, 10, NAMES).size > 0
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_the_overview_has_all_samples_in_rows_of_eight(count):
+    record = Record(5, (4, 4), [sample(targets=1 + number % 2) for number in range(count)])
+    pixels = draw_overview(record, NAMES)
+    assert pixels.shape[1] < 1500
+    one = draw_overview(Record(5, (4, 4), record.samples[:1]), NAMES)
+    assert pixels.shape[1] - one.shape[1] == (min(count, 8) - 1) * (144 + 14)  # a column and its margin
+    assert (pixels.shape[0] > 1.5 * one.shape[0]) == (count > 1)
