@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--model", default="resnet18", help="name of a torchvision classification model")
     parser.add_argument("--weights", type=Path, help="state dict to start from")
+    parser.add_argument("--layer", help="base layer, say model.layer3 where images are small; else the last one")
     parser.add_argument("--size", type=int, default=64, help="side of the images in px")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -93,15 +94,12 @@ def main() -> None:
     trainer = L.Trainer(
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.log_dir, name=options.model),
-        callbacks=[GFICallback()],
+        callbacks=[GFICallback(layer=options.layer)],
         log_every_n_steps=10,
     )
-    loader = {
-        "batch_size": options.batch_size,
-        "num_workers": options.workers,
-        "persistent_workers": options.workers > 0,
-    }
-    trainer.fit(model, DataLoader(train, shuffle=True, **loader), DataLoader(val, **loader))
+    workers = {"num_workers": options.workers, "persistent_workers": options.workers > 0}
+    train_loader = DataLoader(train, options.batch_size, shuffle=True, **workers)
+    trainer.fit(model, train_loader, DataLoader(val, options.batch_size, **workers))
     print(f"\nLook at it: tensorboard --logdir {options.log_dir} --samples_per_plugin images=1000")
 
 

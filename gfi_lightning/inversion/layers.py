@@ -30,6 +30,7 @@ _NOT_FEATURES = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
+_FEW_POSITIONS = 16  # a mask of fewer hardly tells where it lies
 _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens, which come before the patches
 
 
@@ -147,6 +148,7 @@ class LastFeatureMap(Capture):
         self._images = images
         self._counts = dict.fromkeys(self._names, 0)
         self._grids: list[tuple[int, int]] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         # Kept for the sake of their identity: who returns the same object only hands it on.
         self._original: Tensor | None = None
         self._pooled: Tensor | None = None
@@ -163,6 +165,7 @@ class LastFeatureMap(Capture):
             return
         handed_on = tensor is self._original
         if handed_on and str(self.name).startswith(f"{self._names[module]}."):
+            self._shapes.pop(str(self.name))
             self._keep(module, tensor)
         elif isinstance(module, _NOT_FEATURES) or tensor is self._pooled:
             self._pooled = self._pooled if handed_on else tensor
@@ -172,6 +175,18 @@ class LastFeatureMap(Capture):
     def _keep(self, module: nn.Module, tensor: Tensor) -> None:
         self.name, self.calls = self._names[module], self._counts[module]
         self._original, self.output = tensor, tensor.clone()
+        maps = feature_maps(tensor, image_size(self._images))
+        if maps is not None:
+            self._shapes[self.name] = tuple(maps.shape[1:])
+
+    def announcement(self) -> str:
+        """What was found, in one line; and what would be finer, where it is too coarse to show much."""
+        shape = self._shapes[str(self.name)]
+        line = f"Base layer: {self.name}, feature maps of {_times(shape)}."
+        finer = [name for name, (_, height, width) in self._shapes.items() if height * width >= _FEW_POSITIONS]
+        if shape[1] * shape[2] >= _FEW_POSITIONS or not finer:
+            return line
+        return f"{line} That is coarse: layer={finer[-1]!r} has {_times(self._shapes[finer[-1]])}."
 
     def _is_feature_map(self, tensor: Tensor) -> bool:
         maps = feature_maps(tensor, image_size(self._images))
@@ -204,7 +219,11 @@ class AllFeatureMaps:
             self.shapes[self._names[module]] = tuple(maps.shape[1:])
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name}: {' × '.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return "\n".join(f"  {name}: {_times(shape)}" for name, shape in self.shapes.items())
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def image_size(images: Tensor) -> tuple[int, int]:

@@ -100,13 +100,12 @@ class Network:
         raise self._unusable(name, "does not exist", images)
 
     def _announced(self, search: LastFeatureMap, images: Tensor) -> str:
-        maps = feature_maps(search.output, image_size(images))
-        if search.name is None or maps is None:
+        if search.name is None:
             raise UsageError(
                 f"No module of {type(self.model).__name__} gives a feature map with more than one position for "
                 f"images of shape {tuple(images.shape)}: use larger images, or a network with convolutions or patches."
             )
-        logger.info("Base layer: %s, feature maps of %s.", search.name, " × ".join(map(str, maps.shape[1:])))
+        logger.info(search.announcement())
         return search.name
 
     def _unusable(self, name: str | None, why: str, images: Tensor) -> UsageError:

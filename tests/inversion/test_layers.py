@@ -63,7 +63,7 @@ def test_family(name, caplog):
     assert (network.layer, tuple(maps.shape[1:])) == (expected_layer, expected_shape)
     assert output.shape == (1, 1000)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"Base layer: {expected_layer}, feature maps of {' × '.join(map(str, expected_shape))}."
+    assert line.startswith(f"Base layer: {expected_layer}, feature maps of {' × '.join(map(str, expected_shape))}.")
     # Asked for by name, it is the same; and it is what the module returned, whatever works in place behind it.
     by_name = Network(model, expected_layer, None, None).look(images)[0]
     torch.testing.assert_close(maps, by_name, rtol=0, atol=0)
@@ -89,6 +89,15 @@ def test_inside_a_wrapper():
     network = Network(Wrapper(ToyCNN()), None, None, None)
     network.look(random_images(2, dtype=torch.float32))
     assert network.layer == "network.coarse"
+
+
+def test_a_coarse_layer_is_announced_with_a_finer_one(caplog):
+    with caplog.at_level(logging.INFO, "gfi_lightning"):
+        Network(models.resnet18().eval(), None, None, None).look(torch.rand(1, 3, 64, 64))
+        Network(models.resnet18().eval(), None, None, None).look(torch.rand(1, 3, 128, 128))
+    coarse, fine = [record.getMessage() for record in caplog.records]
+    assert coarse.endswith("That is coarse: layer='layer3' has 256 × 4 × 4.")
+    assert fine == "Base layer: layer4, feature maps of 512 × 4 × 4."
 
 
 @pytest.mark.parametrize("side", [32, 64])
