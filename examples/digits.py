@@ -58,6 +58,14 @@ class ScatteredDigits(Dataset):
         return self.images[index], self.targets[index]
 
 
+def split_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Digits (n, 8, 8) and labels (n,) for training and for validation; none is in both."""
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.images))
+    train, val = ((bunch.images[part], bunch.target[part]) for part in (order[:1400], order[1400:]))
+    return train, val
+
+
 def scatter(rng: np.random.Generator, photographs: list, digits: np.ndarray, labels: np.ndarray) -> tuple:
     """One picture (64, 64, 3), its class, and the boxes of the large and the small digit."""
     photograph = photographs[rng.integers(len(photographs))]
@@ -164,12 +172,10 @@ def main() -> None:
     options = parser.parse_args()
 
     L.seed_everything(0)
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.images))
-    train_digits, val_digits = order[:1400], order[1400:]  # no digit is in both sets
+    train_digits, val_digits = split_digits()
     print("Scattering digits over photographs ...")
-    train = ScatteredDigits(options.train_size, 1, bunch.images[train_digits], bunch.target[train_digits])
-    val = ScatteredDigits(500, 2, bunch.images[val_digits], bunch.target[val_digits])
+    train = ScatteredDigits(options.train_size, 1, *train_digits)
+    val = ScatteredDigits(500, 2, *val_digits)
 
     samples = list(range(16))  # pictures whose boxes we know
     trainer = L.Trainer(

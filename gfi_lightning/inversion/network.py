@@ -1,11 +1,12 @@
 """The explained network, seen as the method sees it: feature maps, features, and an output."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.layers import (
@@ -19,6 +20,7 @@ from gfi_lightning.inversion.layers import (
     image_size,
     module_name,
 )
+from gfi_lightning.inversion.scores import first_tensor
 from gfi_lightning.logs import logger
 
 Forward = Callable[[nn.Module, Tensor], Any]
@@ -46,10 +48,32 @@ class Network:
         self._inversion_layer = None if inversion_layer is None else module_name(model, inversion_layer)
         self._calls_to_inversion_layer = 0
         self._forward = forward
+        self._lifts_no_grad = False
 
     def output(self, images: Tensor) -> Any:
-        """The model's output."""
-        return self.model(images) if self._forward is None else self._forward(self.model, images)
+        """The model's output.
+
+        Raises:
+            UsageError: a gradient is needed, and the model cuts it.
+        """
+        output = self._run(images)
+        return self._run(images) if self._cuts_gradient(images, first_tensor(output)) else output
+
+    def _run(self, images: Tensor) -> Any:
+        with _LiftedNoGrad() if self._lifts_no_grad else nullcontext():
+            return self.model(images) if self._forward is None else self._forward(self.model, images)
+
+    def _cuts_gradient(self, images: Tensor, result: Tensor | None) -> bool:
+        """Whether the model cut the gradient just now, and will not do so again."""
+        if result is None or result.requires_grad or not images.requires_grad:
+            return False
+        if self._lifts_no_grad:
+            raise UsageError(
+                f"{type(self.model).__name__} cuts the gradient between the image and its features or its output, "
+                "by detach() or inference_mode(). Give forward= (model, images → output) that does not."
+            )
+        self._lifts_no_grad = True
+        return True
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor, Any]:
         """One whole forward pass over untouched images.
@@ -86,12 +110,18 @@ class Network:
 
     def features(self, images: Tensor) -> Tensor:
         """The inversion layer's features, shape (N, ...); nothing behind that layer is run."""
+        features = self._run_to_inversion_layer(images)
+        if self._cuts_gradient(images, features):
+            features = self._run_to_inversion_layer(images)
+        return _at_least_float32(features)
+
+    def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
         stop = StopAt(self._calls_to_inversion_layer)
         with hooked({self._module(self._inversion_layer or self.layer, images): stop}), suppress(Reached):
-            self.output(images)
+            self._run(images)
         if stop.output is None:
             raise RuntimeError(f"Layer {self._inversion_layer or self.layer!r} was run before, and is not run now.")
-        return _at_least_float32(stop.output)
+        return stop.output
 
     def _module(self, name: str | None, images: Tensor) -> nn.Module:
         for candidate, module in self.model.named_modules():
@@ -113,6 +143,17 @@ class Network:
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
         return UsageError(f"layer={name!r} {why}. Usable layers (channels × height × width):\n{every}")
+
+
+class _LiftedNoGrad(TorchFunctionMode):
+    """Makes nothing of ``torch.no_grad()``, in which many people run a frozen backbone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _why_no_maps(capture: Capture) -> str:

@@ -241,3 +241,31 @@ def test_attribute_takes_one_target_per_image():
         GuidedFeatureInversion(ToyCNN(), recipe=SHORT).attribute(
             random_images(2, dtype=torch.float32), torch.zeros(2, 2, dtype=torch.long)
         )
+
+
+class FrozenBackbone(ToyCNN):
+    """Runs its features as the transfer learning tutorials do."""
+
+    def forward(self, images):
+        with torch.no_grad():
+            features = self.pool(self.fine(images))
+        return self.head(self.coarse(features))
+
+
+class Detached(ToyCNN):
+    def forward(self, images):
+        return self.head(self.coarse(self.pool(self.fine(images))).detach())
+
+
+@pytest.mark.parametrize("layer", ["fine", "coarse"])
+def test_a_backbone_that_is_run_under_no_grad(layer):
+    images = random_images(2, dtype=torch.float32)
+    explanation = GuidedFeatureInversion(FrozenBackbone(), layer, recipe=SHORT).explain(images)
+    expected = GuidedFeatureInversion(ToyCNN(), layer, recipe=SHORT).explain(images)
+    assert torch.equal(explanation.heatmaps, expected.heatmaps)
+    assert torch.is_grad_enabled()
+
+
+def test_a_gradient_that_is_cut_for_good():
+    with pytest.raises(UsageError, match=r"Detached cuts the gradient .* Give forward="):
+        GuidedFeatureInversion(Detached(), recipe=SHORT).explain(random_images(2, dtype=torch.float32))
