@@ -34,7 +34,7 @@ def trained_network() -> tuple[SmallCNN, ScatteredDigits]:
     L.seed_everything(0)
     (train_digits, val_digits) = split_digits()
     model = SmallCNN()
-    trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(model, DataLoader(ScatteredDigits(6000, 1, *train_digits), batch_size=64, shuffle=True))
     return model.eval(), ScatteredDigits(64, 2, *val_digits)
 

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            # Not torch.manual_seed, which reaches devices whose states we do not put back.
+            torch.default_generator.manual_seed(seed)
+            if cuda_states is not None:
+                torch.cuda.manual_seed_all(seed)
         yield
     finally:
         random.setstate(python_state)
@@ -31,6 +35,51 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def preserved_generators(owner: Any) -> Iterator[None]:
+    """Put back the random generators that a data set, one that it wraps, or their transforms own."""
+    states = [(generator, _state(generator)) for generator in _generators(owner, depth=8)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            _set_state(generator, state)
+
+
+_OWNERS = ("dataset", "datasets", "transform", "transforms", "target_transform")
+
+
+def _generators(owner: Any, depth: int) -> Iterator[Any]:
+    if depth == 0 or owner is None:
+        return
+    parts = list(owner) if isinstance(owner, (list, tuple)) else list(getattr(owner, "__dict__", {}).values())
+    yield from (
+        part
+        for part in parts
+        if isinstance(part, (random.Random, np.random.Generator, np.random.RandomState, torch.Generator))
+    )
+    inner = parts if isinstance(owner, (list, tuple)) else [getattr(owner, name, None) for name in _OWNERS]
+    for part in inner:
+        yield from _generators(part, depth - 1)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
 
 
 @contextmanager

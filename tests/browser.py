@@ -1,6 +1,7 @@
 """A real TensorBoard, looked at with a real browser."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,7 @@ def tensorboard(log_dir):
 def chromium():
     """A headless Chromium."""
     options = Options()
-    options.binary_location = "/usr/bin/chromium"
+    options.binary_location = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as profile:
         for flag in (
             "--headless",
@@ -61,7 +62,7 @@ def chromium():
             f"--user-data-dir={profile}",
         ):
             options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+        driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
             yield driver
         finally:

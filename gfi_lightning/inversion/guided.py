@@ -21,6 +21,7 @@ from gfi_lightning.inversion.scores import (
     describe,
     log_odds,
     predicted_classes,
+    scores_of_rows,
     target_scores,
 )
 
@@ -176,7 +177,8 @@ class GuidedFeatureInversion:
         maps, reference, output = self._network.look(images)
         maps = _without_dead(maps, reference)
         weights = maps.new_full(maps.shape[:2], recipe.initial_weight)
-        chunk = Chunk(images, background, maps, output, weights, Adam.start(weights))
+        rows = torch.arange(len(images), device=images.device)
+        chunk = Chunk(images, background, maps, output, len(images), rows, weights, Adam.start(weights))
         optimizer = chunk.optimizer
         for _ in range(recipe.inversion_steps):
             weights.requires_grad_()
@@ -212,7 +214,7 @@ class GuidedFeatureInversion:
             with torch.no_grad():
                 output = self._network.output(torch.cat(_blend(chunk, self._mask(chunk, weights))))
         preserved, removed = target_scores(output, both, self.score).detach().chunk(2)
-        score = target_scores(chunk.output, targets, self.score)
+        score = scores_of_rows(chunk.output, chunk.count, chunk.rows, targets, self.score)
         return _cleaned(self._heatmaps(chunk, weights), weights, score, preserved, removed)
 
     @property
@@ -262,14 +264,16 @@ def _blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
-    """The fields of an explanation; where a map is empty, nothing is NaN."""
+    """The fields of an explanation; where there is no evidence the map is empty, and nothing is NaN."""
+    finite = torch.isfinite(score) & torch.isfinite(preserved) & torch.isfinite(removed)
+    heatmaps = torch.where(finite[:, None, None], heatmaps, 0.0)
     degenerate = ~heatmaps.flatten(1).any(1)
     fields = {"score": score, "preserved": preserved, "removed": removed, "weights": weights}
-    finite = {
+    cleaned = {
         name: torch.where(degenerate.view(-1, *[1] * (values.ndim - 1)), values.nan_to_num(0, 0, 0), values)
         for name, values in fields.items()
     }
-    return {"heatmaps": heatmaps, "degenerate": degenerate, **finite}
+    return {"heatmaps": heatmaps, "degenerate": degenerate, **cleaned}
 
 
 def _without_dead(maps: Tensor, reference: Tensor) -> Tensor:

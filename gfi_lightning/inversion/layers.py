@@ -90,19 +90,32 @@ def hooked(hooks: Hooks) -> Iterator[None]:
 
 @dataclass
 class Capture:
-    """What a module returned: a hook that keeps its last output, and counts its calls.
+    """What a module returned: a hook that keeps its output.
 
-    The output is cloned, because the next module may work in place.
+    The output is cloned, because the next module may work in place. A module may be called several times, as
+    ReLUs often are that a network shares: then the last output with spatial extent is kept, or, if there is
+    none, the last.
+
+    Attributes:
+        image_size: (H, W) of the images.
+        output: what was kept.
+        call: the number of the call that returned it, from 1; 0: there was none.
     """
 
+    image_size: tuple[int, int]
     output: Tensor | None = None
-    calls: int = 0
+    call: int = 0
+    _calls: int = 0
+    _has_extent: bool = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook."""
-        self.calls += 1
-        tensor = first_tensor(output)
-        self.output = None if tensor is None else tensor.clone()
+        self._calls += 1
+        has_extent = feature_maps(output, self.image_size) is not None
+        if has_extent or not self._has_extent:
+            tensor = first_tensor(output)
+            self.output = None if tensor is None else tensor.clone()
+            self.call, self._has_extent = self._calls, has_extent
 
 
 class Reached(BaseException):
@@ -114,15 +127,15 @@ class Reached(BaseException):
 
 @dataclass
 class StopAt:
-    """A hook that ends the forward pass as soon as a module has returned for the given time."""
+    """A hook that ends the forward pass as soon as a module has returned from the given call."""
 
-    calls: int
+    call: int
     output: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook."""
-        self.calls -= 1
-        if self.calls == 0:
+        self.call -= 1
+        if self.call == 0:
             self.output = first_tensor(output)
             raise Reached
 
@@ -138,11 +151,11 @@ class LastFeatureMap(Capture):
     Attributes:
         name: the module that was found.
         output: what it returned (a clone), shape (N, ...).
-        calls: how often it was called until then.
+        call: the number of the call that returned it, from 1.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__()
+        super().__init__(image_size(images))
         self.name: str | None = None
         self._names = {module: name for name, module in model.named_modules() if name}
         self._images = images
@@ -173,7 +186,7 @@ class LastFeatureMap(Capture):
             self._keep(module, tensor)
 
     def _keep(self, module: nn.Module, tensor: Tensor) -> None:
-        self.name, self.calls = self._names[module], self._counts[module]
+        self.name, self.call = self._names[module], self._counts[module]
         self._original, self.output = tensor, tensor.clone()
         maps = feature_maps(tensor, image_size(self._images))
         if maps is not None:

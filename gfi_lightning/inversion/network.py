@@ -46,7 +46,7 @@ class Network:
         self.model = model
         self.layer = None if layer is None else module_name(model, layer)
         self._inversion_layer = None if inversion_layer is None else module_name(model, inversion_layer)
-        self._calls_to_inversion_layer = 0
+        self._inversion_call = 0
         self._forward = forward
         self._lifts_no_grad = False
 
@@ -88,15 +88,15 @@ class Network:
         Raises:
             UsageError: a layer does not exist, is not run, or the base layer has no spatial extent.
         """
-        base = LastFeatureMap(self.model, images) if self.layer is None else Capture()
-        inversion = base if self._inversion_layer is None else Capture()
+        base = LastFeatureMap(self.model, images) if self.layer is None else Capture(image_size(images))
+        inversion = base if self._inversion_layer is None else Capture(image_size(images))
         with ExitStack() as hooks, torch.no_grad():
             if isinstance(base, LastFeatureMap):
                 hooks.enter_context(hooked(base.hooks()))
             else:
                 hooks.enter_context(hooked({self._module(self.layer, images): base}))
             if self._inversion_layer is not None:
-                hooks.enter_context(hooked({self._module(self._inversion_layer, images): inversion}))
+                hooks.enter_context(hooked({self._module(self._inversion_layer, images, "inversion_layer"): inversion}))
             output = self.output(images)
         if isinstance(base, LastFeatureMap):
             self.layer = self._announced(base, images)
@@ -104,8 +104,8 @@ class Network:
         if maps is None or len(maps) != len(images):
             raise self._unusable(self.layer, _why_no_maps(base), images)
         if inversion.output is None:
-            raise self._unusable(self._inversion_layer, _why_no_maps(inversion), images)
-        self._calls_to_inversion_layer = inversion.calls
+            raise self._unusable(self._inversion_layer, _why_no_maps(inversion), images, "inversion_layer")
+        self._inversion_call = inversion.call
         return _at_least_float32(maps), _at_least_float32(inversion.output), output
 
     def features(self, images: Tensor) -> Tensor:
@@ -116,18 +116,18 @@ class Network:
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
-        stop = StopAt(self._calls_to_inversion_layer)
+        stop = StopAt(self._inversion_call)
         with hooked({self._module(self._inversion_layer or self.layer, images): stop}), suppress(Reached):
             self._run(images)
         if stop.output is None:
             raise RuntimeError(f"Layer {self._inversion_layer or self.layer!r} was run before, and is not run now.")
         return stop.output
 
-    def _module(self, name: str | None, images: Tensor) -> nn.Module:
+    def _module(self, name: str | None, images: Tensor, argument: str = "layer") -> nn.Module:
         for candidate, module in self.model.named_modules():
             if candidate == name:
                 return cast(nn.Module, module)
-        raise self._unusable(name, "does not exist", images)
+        raise self._unusable(name, "does not exist", images, argument)
 
     def _announced(self, search: LastFeatureMap, images: Tensor) -> str:
         if search.name is None:
@@ -138,11 +138,11 @@ class Network:
         logger.info(search.announcement())
         return search.name
 
-    def _unusable(self, name: str | None, why: str, images: Tensor) -> UsageError:
+    def _unusable(self, name: str | None, why: str, images: Tensor, argument: str = "layer") -> UsageError:
         every = AllFeatureMaps(self.model, images[:1])
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
-        return UsageError(f"layer={name!r} {why}. Usable layers (channels × height × width):\n{every}")
+        return UsageError(f"{argument}={name!r} {why}. Usable layers (channels × height × width):\n{every}")
 
 
 class _LiftedNoGrad(TorchFunctionMode):
@@ -157,7 +157,7 @@ class _LiftedNoGrad(TorchFunctionMode):
 
 
 def _why_no_maps(capture: Capture) -> str:
-    if capture.calls == 0:
+    if capture.call == 0:
         return "is not run in a forward pass"
     if capture.output is None:
         return "returns no tensor of floating point numbers"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gfi_lightning.inversion.optimizer import Adam
-from gfi_lightning.inversion.scores import logits_of, select_rows
+from gfi_lightning.inversion.scores import logits_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Chunk:
         images: (N, C, H, W).
         background: (N, C, H, W).
         maps: feature maps A_k of the base layer, (N, K, h, w); zero where there is no evidence.
-        output: the model's output for the untouched images.
+        output: the model's output for ``count`` untouched images.
+        count: their number.
+        rows: which of them these images are, (N,).
         weights: ω, (N, K).
         optimizer: Adam's state.
     """
@@ -55,6 +57,8 @@ class Chunk:
     background: Tensor
     maps: Tensor
     output: Any
+    count: int
+    rows: Tensor
     weights: Tensor
     optimizer: Adam
 
@@ -63,7 +67,9 @@ class Chunk:
             images=self.images[rows],
             background=self.background[rows],
             maps=self.maps[rows],
-            output=select_rows(self.output, rows),
+            output=self.output,
+            count=self.count,
+            rows=self.rows[rows],
             weights=self.weights[rows],
             optimizer=self.optimizer[rows],
         )
@@ -98,7 +104,7 @@ class Inversion:
         Raises:
             UsageError: the model's output holds none.
         """
-        return torch.cat([logits_of(chunk.output) for chunk in self.chunks])
+        return torch.cat([logits_of(chunk.output)[chunk.rows] for chunk in self.chunks])
 
     def select(self, chosen: Tensor) -> "Inversion":
         """The same for some of the images: chosen has shape (N,), bool."""

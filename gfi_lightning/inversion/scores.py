@@ -1,7 +1,7 @@
 """From a model's output to the score of a target."""
 
-import copy
-from collections.abc import Callable, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -164,18 +164,37 @@ def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction) -> N
         )
 
 
-def select_rows(output: Any, rows: Tensor) -> Any:
-    """Some rows of every tensor in a model's output, which keeps its form."""
-    if isinstance(output, Tensor):
-        return output[rows] if output.ndim else output
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*(select_rows(part, rows) for part in output))
-    if isinstance(output, (tuple, list)):
-        return type(output)(select_rows(part, rows) for part in output)
-    selected = copy.copy(output)
-    if isinstance(output, MutableMapping):
-        selected.update({key: select_rows(part, rows) for key, part in output.items()})
-    elif hasattr(output, "__dict__"):
-        tensors = {name: part for name, part in vars(output).items() if isinstance(part, Tensor)}
-        vars(selected).update({name: select_rows(part, rows) for name, part in tensors.items()})
-    return selected
+def scores_of_rows(output: Any, count: int, rows: Tensor, targets: Tensor, score: str | ScoreFunction) -> Tensor:
+    """The scores of targets for some of the images of an output.
+
+    Args:
+        output: the model's output for ``count`` images, in any form.
+        count: the number of images.
+        rows: shape (P,): whose image each target is about; an image may come several times.
+        targets: shape (P,), int64.
+        score: see :func:`target_scores`.
+
+    Returns:
+        Shape (P,), at least float32.
+    """
+    if not callable(score):
+        return class_probabilities(output, score)[rows, targets]
+    # A callable takes the whole output, one target per image: so it is asked once for each image's first
+    # target, once for each second, and so on.
+    turns = _turns(rows)
+    asked = [(turns == turn).nonzero().flatten() for turn in range(int(turns.max()) + 1)]
+    answers = []
+    for now in asked:
+        everyone = targets.new_zeros(count).index_put((rows[now],), targets[now])
+        answers.append(target_scores(output, everyone, score)[rows[now]])
+    return torch.cat(answers)[torch.cat(asked).argsort()]
+
+
+def _turns(rows: Tensor) -> Tensor:
+    """How often each row's image was mentioned before."""
+    mentions: Counter[int] = Counter()
+    turns = []
+    for row in rows.tolist():
+        turns.append(mentions[row])
+        mentions[row] += 1
+    return torch.tensor(turns, device=rows.device)

@@ -2,16 +2,18 @@
 
 Below ``<log dir>/gfi/`` lie
 
-- ``samples.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown) and
-  ``class_names`` (C,) text (may be empty);
-- ``run_<step>.npz``, one per run: ``heatmaps`` (N, T, h, w) float16 in [0, 1] at the base layer's resolution,
-  ``foregrounds`` (N, h, w) float16, and (N, T) each ``targets`` int64, ``score``, ``preserved`` and ``removed``
-  float32. T is the largest number of targets that a sample has; for samples with fewer, ``targets`` is −1 and
-  the rest NaN.
+- ``samples_<id>.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown) and
+  ``class_names`` (C,) text (may be empty); the id is a digest of the images and labels, so that other samples
+  in the same folder do not mix with these;
+- ``run_<step>_<id>.npz``, one per run of these samples: ``heatmaps`` (N, T, h, w) float16 in [0, 1] at the base
+  layer's resolution, ``foregrounds`` (N, h, w) float16, and (N, T) each ``targets`` int64, ``score``,
+  ``preserved`` and ``removed`` float32. T is the largest number of targets that a sample has; for samples with
+  fewer, ``targets`` is −1 and the rest NaN.
 
 Files are written under another name and then renamed, so that a reader never sees half of one.
 """
 
+import hashlib
 import os
 import warnings
 import zipfile
@@ -34,9 +36,11 @@ def save_run(log_dir: str | Path, record: Record, class_names: Sequence[str] | N
     """Add a run to the history of a log directory, which is made if it is missing."""
     folder = Path(log_dir) / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "samples.npz").exists():
-        _save(folder / "samples.npz", _sample_arrays(record, class_names))
-    _save(folder / f"run_{record.step:010d}.npz", _run_arrays(record))
+    samples = _sample_arrays(record, class_names)
+    digest = hashlib.blake2b(samples["images"].tobytes() + samples["labels"].tobytes(), digest_size=4).hexdigest()
+    if not (folder / f"samples_{digest}.npz").exists():
+        _save(folder / f"samples_{digest}.npz", samples)
+    _save(folder / f"run_{record.step:010d}_{digest}.npz", _run_arrays(record))
 
 
 def _save(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -103,19 +107,24 @@ class History:
     def load(cls, log_dir: str | Path) -> "History":
         """Read what is there, also while the run is still writing. A damaged run is skipped with a warning.
 
+        Where the folder holds several sets of samples, those that were explained last are read.
+
         Raises:
             FileNotFoundError: the directory holds no history.
         """
         folder = Path(log_dir) / _FOLDER
-        if not (folder / "samples.npz").exists():
-            raise FileNotFoundError(f"{folder} holds no samples.npz: give the log directory of a run with GFICallback.")
+        paths = sorted(folder.glob("run_*_*.npz"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no runs: give the log directory of a run with GFICallback.")
+        latest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+        digest = latest.stem.split("_")[2]
         runs = {}
-        for path in sorted(folder.glob("run_*.npz")):
+        for path in folder.glob(f"run_*_{digest}.npz"):
             try:
-                runs[int(path.stem.removeprefix("run_"))] = _load(path)
+                runs[int(path.stem.split("_")[1])] = _load(path)
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 warnings.warn(f"{path} is damaged and skipped: {error}", stacklevel=2)
-        return cls(_load(folder / "samples.npz"), runs)
+        return cls(_load(folder / f"samples_{digest}.npz"), runs)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
 from gfi_lightning.recording.history import save_run
-from gfi_lightning.recording.loggers import log_pictures, log_scalars
+from gfi_lightning.recording.loggers import log_pictures, log_scalars, shows_images
 from gfi_lightning.recording.pictures import draw_overview, draw_sample
 from gfi_lightning.training import internals
 from gfi_lightning.training.samples import SplitBatch, is_batch
@@ -74,6 +75,13 @@ class GFICallback(L.Callback):
         trainer = L.Trainer(callbacks=[GFICallback()])
     """
 
+    _session: Session | None
+    _last_step: int | None
+    _updates_at_last_run: int | None
+    _log_dir: str | None
+    _said: set[str]
+    _restored: dict[str, Any]
+
     def __init__(
         self,
         *,
@@ -103,7 +111,6 @@ class GFICallback(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.on_error = on_error
-        self._restored: dict[str, Any] = {}
         self._settings = Settings(
             num_samples=num_samples,
             samples=samples,
@@ -137,7 +144,9 @@ class GFICallback(L.Callback):
         with self._guarded(raise_misuse=True):
             self._open_session(trainer)
             if self._last_step is None:
-                self._run(trainer, pl_module, internals.batches_that_stepped(trainer))
+                updates = internals.batches_that_stepped(trainer)
+                self._run(trainer, pl_module, updates)
+                self._updates_at_last_run = updates
 
     @override
     def on_train_batch_end(
@@ -159,7 +168,11 @@ class GFICallback(L.Callback):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain the final weights, unless they have just been."""
-        self._run_guarded(trainer, pl_module, _step_of_epoch_metrics(trainer))
+        if self._updates_at_last_run == internals.batches_that_stepped(trainer):
+            return
+        # After a single step its place is taken by the untrained model, and the next one is free.
+        first_free = 0 if self._last_step is None else self._last_step + 1
+        self._run_guarded(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -177,7 +190,8 @@ class GFICallback(L.Callback):
         """Which samples, and how far we are; it loads with ``weights_only``."""
         if self._session is None:
             return self._restored
-        return self._session.state() | {"last_step": self._last_step}
+        progress = {"last_step": self._last_step, "updates_at_last_run": self._updates_at_last_run}
+        return self._session.state() | progress
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -185,11 +199,19 @@ class GFICallback(L.Callback):
         self._restored = dict(state_dict)
 
     def _forget(self) -> None:
-        self._session: Session | None = None
-        self._last_step: int | None = None
-        self._log_dir: str | None = None
-        self._said: set[str] = set()
+        self._session = None
+        self._last_step = None
+        self._updates_at_last_run = None
+        self._log_dir = None
+        self._said = set()
         self._restored = {}
+
+    def _say_where_pictures_are(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and self._log_dir is not None and not any(map(shows_images, trainer.loggers)):
+            self._warn_once(
+                "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
+                f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
+            )
 
     def _is_idle(self, trainer: L.Trainer) -> bool:
         if internals.is_sharded(trainer):
@@ -202,12 +224,14 @@ class GFICallback(L.Callback):
 
     def _open_session(self, trainer: L.Trainer) -> None:
         self._log_dir = trainer.log_dir  # asks all ranks
+        self._say_where_pictures_are(trainer)
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
             loader = None if is_batch(self._settings.samples) else internals.evaluation_loader(trainer)
             if trainer.is_global_zero:
                 self._session = Session(self._settings, loader, self._restored, self._warn_once)
         self._last_step = self._restored.get("last_step")
+        self._updates_at_last_run = self._restored.get("updates_at_last_run")
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         """Explain, draw and log, unless this step has been."""
@@ -224,6 +248,7 @@ class GFICallback(L.Callback):
             if self._log_dir is not None:
                 save_run(self._log_dir, record, names)
         self._last_step = step
+        self._updates_at_last_run = step + 1
 
     def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._is_idle(trainer):
@@ -248,13 +273,25 @@ class GFICallback(L.Callback):
                 raise
             self._warn_once(
                 f"GFICallback could not explain, and the run goes on: {type(error).__name__}: {error}\n"
-                "GFICallback(on_error='raise') shows where this comes from."
+                "GFICallback(on_error='raise') shows where this comes from.",
+                cause=_origin(error),
             )
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str, cause: str | None = None) -> None:
+        """Warn, once per cause: of the same fault with other numbers in its message nobody wants to hear again."""
+        cause = cause or message
+        if cause not in self._said:
+            self._said.add(cause)
             warnings.warn(message, stacklevel=2)
+
+
+def _origin(error: Exception) -> str:
+    """The kind of an error and the line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+    return f"{type(error).__name__} at {place}"
 
 
 def _check_schedule(every_n_epochs: int, every_n_steps: int | None) -> None:
@@ -273,7 +310,8 @@ def _check_schedule(every_n_epochs: int, every_n_steps: int | None) -> None:
 def _check_choices(num_samples: int, targets: Targets, on_error: str) -> None:
     if num_samples < 1:
         raise UsageError(f"num_samples={num_samples} must be at least 1.")
-    if isinstance(targets, str) and targets not in ("label", "predicted"):
+    unknown = isinstance(targets, str) and targets not in ("label", "predicted")
+    if unknown or not (callable(targets) or isinstance(targets, (str, Integral, Sequence))):
         raise UsageError(
             f"targets={targets!r} is unknown: use 'label', 'predicted', a class index, a list of them, or a callable."
         )

@@ -59,6 +59,24 @@ def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> A
 
 
 @contextmanager
+def not_logging(pl_module: L.LightningModule) -> Iterator[None]:
+    """Let ``self.log`` in a module's forward do nothing, so that our passes stay out of the run's metrics."""
+    names = ("log", "log_dict")
+    own = {name: pl_module.__dict__[name] for name in names if name in pl_module.__dict__}
+    try:
+        pl_module.__dict__.update(dict.fromkeys(names, _nothing))
+        yield
+    finally:
+        for name in names:
+            del pl_module.__dict__[name]
+        pl_module.__dict__.update(own)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+@contextmanager
 def validating(trainer: L.Trainer) -> Iterator[None]:
     """Let ``trainer.training`` be False, which user hooks look at to decide on random augmentation."""
     stage = trainer.state.stage

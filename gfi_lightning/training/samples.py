@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gfi_lightning.errors import UsageError
-from gfi_lightning.inversion.scores import describe, select_rows
+from gfi_lightning.inversion.scores import describe
 
 SplitBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
 
@@ -84,9 +85,8 @@ def _as_classes(labels: Any, size: int) -> list[int] | None:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):  # strings, ragged lists
         return None
-    if tensor.is_floating_point() or tensor.shape != (size,):
-        return None
-    return [int(label) for label in tensor.tolist()]
+    classes = class_indices(tensor, size)
+    return None if classes is None else classes.tolist()
 
 
 def read_samples(loader: Any, count: int, indices: Sequence[int] | None = None) -> Samples:
@@ -118,7 +118,8 @@ def _first_rows(loader: Iterable[Any], count: int) -> Samples:
     batch = next(_independent_iterator(loader), None)
     if batch is None:
         raise UsageError("The data loader is empty: nothing to explain. Give samples=(images, labels).")
-    return Samples(select_rows(batch, torch.arange(count)[: _length(batch)]))
+    length = _length(batch)
+    return Samples(_select_rows(batch, torch.arange(min(count, length)), length))
 
 
 def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
@@ -127,18 +128,72 @@ def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
     return copy.deepcopy(iterator) if iterator is iterable else iterator
 
 
+def _select_rows(output: Any, rows: Tensor, count: int) -> Any:
+    """Some rows of every tensor in a tensor, a tuple, a list or a mapping that has one row per image.
+
+    Args:
+        output: whatever holds the tensors; what else is in there is kept as it is.
+        rows: indices.
+        count: the number of images: tensors of another length are kept as they are.
+    """
+    if isinstance(output, Tensor):
+        return output[rows] if output.ndim and len(output) == count else output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(_select_rows(part, rows, count) for part in output))
+    if isinstance(output, (tuple, list)):
+        return type(output)(_select_rows(part, rows, count) for part in output)
+    if isinstance(output, Mapping):
+        return {key: _select_rows(part, rows, count) for key, part in output.items()}
+    return output
+
+
 def _length(batch: Any) -> int:
     parts = batch.values() if isinstance(batch, Mapping) else [batch] if isinstance(batch, Tensor) else batch
     return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), 0)
 
 
+def as_indices(samples: Any) -> list[int] | None:
+    """Samples that were given as indices, in a sequence, an array or a tensor; None where they are no such."""
+    if samples is None:
+        return None
+    if isinstance(samples, Sequence) and not isinstance(samples, str):
+        integers = bool(samples) and all(isinstance(index, Integral) for index in samples)
+    else:
+        integers = getattr(samples, "ndim", 0) == 1 and not torch.as_tensor(samples).is_floating_point()
+    return [int(index) for index in samples] if integers else None
+
+
 def is_batch(samples: Any) -> bool:
     """Whether what was given as samples is a ready batch, and not None or indices."""
-    if samples is None:
-        return False
-    if isinstance(samples, Tensor):
-        return samples.ndim > 1
-    return not (isinstance(samples, Sequence) and all(isinstance(index, int) for index in samples))
+    return samples is not None and as_indices(samples) is None
+
+
+def as_names(names: Any) -> list[str] | None:
+    """Class names as a list; None where they are no sequence of names."""
+    if isinstance(names, str) or not hasattr(names, "__len__") or not hasattr(names, "__iter__"):
+        return None
+    return [str(name) for name in names]
+
+
+def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Tensor | None]:
+    """Images (N, C, H, W) and whatever stands for their labels, by the user's callable or by the usual forms.
+
+    Raises:
+        UsageError: no images were found.
+    """
+    if split is None:
+        return images_and_labels(batch)
+    found = split(batch)
+    if not isinstance(found, (tuple, list)) or len(found) != 2 or not _are_images(found[0]):
+        raise UsageError(
+            f"batch= returned {describe(found)}; expected are images, floating point of shape (N, C, H, W), "
+            "and labels (N,) or None."
+        )
+    return found[0], found[1]
+
+
+def _are_images(images: Any) -> bool:
+    return isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -160,7 +215,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
     else:
         images, labels = batch, None
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or not _are_images(images):
         raise UsageError(
             f"A validation batch is {describe(batch)}. Expected is (images, labels) or a mapping with "
             f"{'/'.join(_IMAGE_NAMES)} and {'/'.join(_LABEL_NAMES)}, images being floating point of shape "

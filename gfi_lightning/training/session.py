@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError
-from gfi_lightning.guard import undisturbed
+from gfi_lightning.guard import preserved_generators, undisturbed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
@@ -22,17 +23,22 @@ from gfi_lightning.training import internals
 from gfi_lightning.training.samples import (
     Samples,
     SplitBatch,
+    as_indices,
+    as_names,
     attribute_of_dataset,
     class_indices,
     find_normalization,
-    images_and_labels,
     is_batch,
     read_samples,
+    split_batch,
 )
 
 TargetChoice = Callable[[Tensor, Tensor | None], Tensor]
 Targets = str | int | list[int] | TargetChoice
 Warn = Callable[[str], None]
+
+# What a forward raises that expects something else than a tensor of images.
+_WRONG_CALL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,11 @@ class Session:
         dataset = getattr(loader, "dataset", None)
         self._settings = settings
         self._warn = warn
-        self._samples = _read(settings, loader, restored, warn)
+        with preserved_generators(dataset):
+            self._samples = _read(settings, loader, restored, warn)
         self._normalization = settings.normalization or find_normalization(dataset)
-        self.class_names = settings.class_names or attribute_of_dataset(dataset, "classes")
+        names = attribute_of_dataset(dataset, "classes") if settings.class_names is None else settings.class_names
+        self.class_names = as_names(names)
         self._layer: str | nn.Module | None = settings.layer or restored.get("layer")
         self._said_own_range = False
         same_samples = restored.get("indices", []) == self._samples.indices
@@ -92,14 +100,14 @@ class Session:
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
-        with undisturbed(pl_module), internals.validating(trainer):
+        with undisturbed(pl_module), internals.validating(trainer), internals.not_logging(pl_module):
             # A copy, because the module's transfer hooks may work in place.
             batch = internals.to_device(trainer, pl_module, copy.deepcopy(self._samples.batch))
             images, labels = self._split(batch)
             self._notice_changes(images)
             explainer = GuidedFeatureInversion(pl_module, self._layer, **self._settings.explainer)
             with trainer.precision_plugin.forward_context():
-                inversion = explainer.invert(images)
+                inversion = self._invert(explainer, images, batch)
                 self._check_class_names(inversion)
                 explanations = self._explain_targets(explainer, inversion, labels)
         self._layer = self._layer or explainer.layer
@@ -116,7 +124,7 @@ class Session:
         return scalars
 
     def _split(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        images, given = images_and_labels(batch) if self._settings.batch is None else self._settings.batch(batch)
+        images, given = split_batch(batch, self._settings.batch)
         labels = class_indices(given, len(images))
         if labels is None and self._settings.targets == "label":
             self._warn(
@@ -124,6 +132,18 @@ class Session:
                 "it explains the predicted classes. Give targets= or batch= for others."
             )
         return images, None if labels is None else labels.to(images.device)
+
+    def _invert(self, explainer: GuidedFeatureInversion, images: Tensor, batch: Any) -> Inversion:
+        try:
+            return explainer.invert(images)
+        except _WRONG_CALL as error:
+            if self._settings.explainer.get("forward") is not None:
+                raise
+            raise UsageError(
+                f"forward() was called with {describe(images)}, the images in a validation batch, which is "
+                f"{describe(batch)}, and failed with {type(error).__name__}: {error}. "
+                "Give forward= (module, images → logits), or batch= (batch → images, labels)."
+            ) from error
 
     def _explain_targets(
         self, explainer: GuidedFeatureInversion, inversion: Inversion, labels: Tensor | None
@@ -142,13 +162,12 @@ class Session:
         return explanations
 
     def _check_class_names(self, inversion: Inversion) -> None:
-        if self._settings.class_names is None or inversion.predicted is None:
+        names = as_names(self._settings.class_names)
+        if names is None or inversion.predicted is None:
             return
         classes = inversion.logits().shape[1]
-        if classes > 1 and len(self._settings.class_names) < classes:
-            raise UsageError(
-                f"class_names has {len(self._settings.class_names)} names, but the model has {classes} classes."
-            )
+        if classes > 1 and len(names) < classes:
+            raise UsageError(f"class_names has {len(names)} names, but the model has {classes} classes.")
 
     def _notice_changes(self, images: Tensor) -> None:
         colors = images.detach().float().mean((2, 3)).cpu()
@@ -185,13 +204,13 @@ def choose_targets(targets: Targets, inversion: Inversion, labels: Tensor | None
         return targets(inversion.logits(), labels)
     if targets == "label" and labels is not None:
         return labels
-    if isinstance(targets, int):
-        return targets
+    if isinstance(targets, Integral):
+        return int(targets)
     if isinstance(targets, str):
         if inversion.predicted is None:
             raise UsageError(f"targets={targets!r} needs labels or logits, and neither was found: give class indices.")
         return inversion.predicted
-    return torch.tensor(targets).expand(len(inversion.foreground), -1)
+    return torch.as_tensor(targets).expand(len(inversion.foreground), -1)
 
 
 def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn) -> Samples:
@@ -202,7 +221,7 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
             "GFICallback found no validation data to explain: give the Trainer a validation loader, "
             "or give samples=(images, labels)."
         )
-    indices = settings.samples
+    indices = as_indices(settings.samples)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
     return read_samples(loader, settings.num_samples, indices)

@@ -269,3 +269,25 @@ def test_a_backbone_that_is_run_under_no_grad(layer):
 def test_a_gradient_that_is_cut_for_good():
     with pytest.raises(UsageError, match=r"Detached cuts the gradient .* Give forward="):
         GuidedFeatureInversion(Detached(), recipe=SHORT).explain(random_images(2, dtype=torch.float32))
+
+
+def test_a_relu_that_the_head_uses_again():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+            self.relu = nn.ReLU()
+            self.hidden, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, images):
+            maps = self.relu(self.convolution(images))
+            return self.last(self.relu(self.hidden(maps.mean((2, 3)))))
+
+    torch.manual_seed(0)
+    model, images = Shared().double(), random_images(4)
+    gfi = GuidedFeatureInversion(model, recipe=SHORT)
+    first, second = gfi.explain(images, 0), gfi.explain(images, 0)
+    assert gfi.layer == "relu"
+    assert torch.equal(first.heatmaps, second.heatmaps)
+    chunks = GuidedFeatureInversion(model, "relu", recipe=SHORT, chunk_size=1).explain(images, 0)
+    torch.testing.assert_close(first.heatmaps, chunks.heatmaps)

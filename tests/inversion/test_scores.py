@@ -1,13 +1,14 @@
 """From outputs of any usual form to probabilities and log-odds."""
 
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gfi_lightning import GuidedFeatureInversion, UsageError
-from gfi_lightning.inversion.scores import class_probabilities, log_odds, logits_of, select_rows, target_scores
+from gfi_lightning.inversion.scores import class_probabilities, log_odds, logits_of, target_scores
 from tests.networks import ToyCNN, random_images
 
 LOGITS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
@@ -24,6 +25,29 @@ FORMS = {
     "dict, loss first": lambda logits: {"loss": logits.mean(), "logits": logits},
     "object": lambda logits: SimpleNamespace(loss=None, logits=logits),
     "positions of one": lambda logits: logits[:, :, None, None],
+}
+
+
+class ModelOutput(OrderedDict):
+    """Like Hugging Face's: a mapping with attributes that refuses to be updated."""
+
+    def update(self, *args, **kwargs):
+        raise NotImplementedError
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+@dataclass(slots=True)
+class Slotted:
+    logits: torch.Tensor
+
+
+FORMS |= {
+    "Hugging Face": lambda logits: ModelOutput(logits=logits),
+    "slots": lambda logits: Slotted(logits),
+    "with a tensor of another length": lambda logits: {"logits": logits, "temperature": torch.ones(1)},
+    "with prototypes": lambda logits: (logits, torch.zeros(3, 8)),
 }
 
 
@@ -46,11 +70,20 @@ def test_models_with_any_form_of_output(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_of_any_form_of_output(form):
-    rows = torch.tensor([3, 1])
-    selected = select_rows(FORMS[form](LOGITS), rows)
-    assert type(selected) is type(FORMS[form](LOGITS))
-    assert torch.equal(logits_of(selected), LOGITS[rows])
+@pytest.mark.parametrize("by_callable", [False, True])
+def test_some_rows_of_any_form_of_output(form, by_callable):
+    class Model(ToyCNN):
+        def forward(self, images):
+            return FORMS[form](super().forward(images))
+
+    score = (lambda output, targets: target_scores(output, targets, "softmax")) if by_callable else "softmax"
+    images, chosen = random_images(5, dtype=torch.float32), torch.tensor([True, False, True, True, False])
+    gfi = GuidedFeatureInversion(Model(), score=score, chunk_size=3)
+    part = gfi.refine(gfi.invert(images).select(chosen), torch.tensor([[0, 1], [2, 2], [4, 0]]))
+    expected = ToyCNN()(images).softmax(1)
+    rows = [0, 2, 3]
+    torch.testing.assert_close(part.score[:, 0], expected[rows, [0, 2, 4]])
+    torch.testing.assert_close(part.score[:, 1], expected[rows, [1, 2, 0]])
 
 
 @pytest.mark.parametrize(

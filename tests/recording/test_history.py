@@ -1,5 +1,7 @@
 """What is written can be read back, whatever happened to the files in between."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,22 +20,36 @@ def record(step, targets=(1, 2), seed=0):
     def draw(*shape):
         return torch.rand(shape, generator=generator)
 
+    images = [draw(3, *SIZE) for _ in targets]
+    maps = [[TargetRecord(index, draw(*SIZE), 0.5, 0.75, 0.25, False) for index in range(count)] for count in targets]
     samples = [
-        SampleRecord(
-            draw(3, *SIZE),
-            number,
-            0,
-            0.5,
-            draw(*SIZE),
-            [TargetRecord(index, draw(*SIZE), 0.5, 0.75, 0.25, False) for index in range(count)],
-        )
-        for number, count in enumerate(targets)
+        SampleRecord(image, number, 0, 0.5, draw(*SIZE), of_sample)
+        for number, (image, of_sample) in enumerate(zip(images, maps, strict=True))
     ]
     return Record(step, GRID, samples)
 
 
+def changed_maps(run):
+    """The same samples with other maps."""
+    samples = [
+        replace(sample, targets=[replace(target, heatmap=1 - target.heatmap) for target in sample.targets])
+        for sample in run.samples
+    ]
+    return replace(run, samples=samples)
+
+
+def test_other_samples_in_the_same_folder_do_not_mix(tmp_path):
+    for run in (record(0, seed=1), record(7, seed=1), record(0, seed=2)):
+        save_run(tmp_path, run, None)
+    history = History.load(tmp_path)
+    assert history.steps == [0], "the samples that were explained last"
+    shown = record(0, seed=2).samples[0].image.permute(1, 2, 0)
+    np.testing.assert_allclose(history.images[0] / 255, shown, atol=0.5 / 255 + 1e-6)
+
+
 def test_round_trip(tmp_path):
-    records = [record(0, (1, 2)), record(10, (1, 1), seed=1), record(5, (2, 1), seed=2)]
+    records = [record(0, (1, 2)), record(10, (1, 1)), record(5, (2, 1))]
+    records[1] = changed_maps(records[1])
     for run in records:
         save_run(tmp_path, run, ["ant", "bee"])
     history = History.load(str(tmp_path))
@@ -54,11 +70,12 @@ def test_round_trip(tmp_path):
 
 
 def test_a_run_of_the_same_step_replaces_the_former(tmp_path):
-    for seed in (0, 1):
-        save_run(tmp_path, record(3, seed=seed), None)
+    first, second = record(3), changed_maps(record(3))
+    for run in (first, second):
+        save_run(tmp_path, run, None)
     history = History.load(tmp_path)
     assert history.steps == [3]
-    expected = record(3, seed=1).coarse(record(3, seed=1).samples[0].targets[0].heatmap)
+    expected = second.coarse(second.samples[0].targets[0].heatmap)
     np.testing.assert_allclose(history.heatmaps(0)[0, 0], expected, atol=1e-3)
 
 
@@ -66,9 +83,9 @@ def test_a_run_of_the_same_step_replaces_the_former(tmp_path):
 def test_a_damaged_run_is_skipped_with_a_warning_that_names_it(tmp_path, damage):
     for step in (0, 1, 2):
         save_run(tmp_path, record(step), None)
-    path = tmp_path / "gfi" / "run_0000000001.npz"
+    (path,) = (tmp_path / "gfi").glob("run_0000000001_*.npz")
     path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
-    with pytest.warns(UserWarning, match=r"run_0000000001\.npz is damaged and skipped"):
+    with pytest.warns(UserWarning, match=r"run_0000000001_\w+\.npz is damaged and skipped"):
         history = History.load(tmp_path)
     assert history.steps == [0, 2]
 
@@ -83,18 +100,18 @@ def test_a_failed_write_leaves_the_former_file_and_no_litter(tmp_path, monkeypat
 
     monkeypatch.setattr(np, "savez_compressed", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        save_run(tmp_path, record(0, seed=1), None)
+        save_run(tmp_path, changed_maps(record(0)), None)
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir()) == before
 
 
 def test_no_history(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no samples\.npz: give the log directory of a run"):
+    with pytest.raises(FileNotFoundError, match=r"holds no runs: give the log directory of a run"):
         History.load(tmp_path)
 
 
 def test_film_strip(tmp_path):
     for step in range(15):
-        save_run(tmp_path, record(step, seed=step), None)
+        save_run(tmp_path, record(step), None)
     history = History.load(tmp_path)
     whole, half = film_strip(history), film_strip(history, samples=[1])
     assert whole.shape[1] == half.shape[1]

@@ -4,9 +4,10 @@ import warnings
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from gfi_lightning import UsageError
+from gfi_lightning import History, UsageError
 from tests.training.modules import Pictures, ToyModule, image_steps, loaders, make_trainer, quick_callback
 
 
@@ -145,3 +146,66 @@ def test_a_data_set_that_fails_to_read(tmp_path):
     with pytest.warns(UserWarning, match="OSError: image file is truncated"):
         trainer.fit(ToyModule(), **loaders(val=Broken()))
     assert trainer.current_epoch == 2
+
+
+class TakesTheBatch(ToyModule):
+    def forward(self, batch):
+        return super().forward(batch["image"])
+
+    def unpack(self, batch):
+        return {"image": batch[0]}, batch[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (
+            TakesTheBatch,
+            {},
+            r"forward\(\) was called with Tensor\(3, 3, 16, 16\) of float32, the images in a validation batch, "
+            r"which is list\(.*\), and failed with IndexError: .* Give forward=",
+        ),
+        (
+            ToyModule,
+            {"batch": lambda batch: {"image": batch[0]}},
+            r"batch= returned \{'image': .*; expected are images",
+        ),
+        (
+            ToyModule,
+            {"batch": lambda batch: batch[0]},
+            r"batch= returned Tensor\(3, 3, 16, 16\) .*; expected are images",
+        ),
+    ],
+)
+def test_what_was_found_is_told_before_the_first_step(tmp_path, module, arguments, message):
+    trainer = make_trainer(tmp_path, quick_callback(on_error="warn", **arguments))
+    with pytest.raises(UsageError, match=message):
+        trainer.fit(module(), **loaders())
+    assert trainer.global_step == 0
+
+
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_the_same_fault_with_other_numbers_is_told_once(tmp_path):
+    class Counting(ToyModule):
+        calls = 0
+
+        def forward(self, images):
+            if torch.is_grad_enabled() and not self.training:
+                Counting.calls += 1
+                raise RuntimeError(f"out of memory: tried to allocate {Counting.calls} GiB")
+            return super().forward(images)
+
+    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"), max_epochs=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Counting(), **loaders())
+    assert Counting.calls > 1
+    assert len(our_warnings(caught)) == 1
+
+
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_a_trainer_without_tensorboard_keeps_the_maps_and_says_so(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(), logger=CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="this Trainer has no TensorBoardLogger: maps are kept in"):
+        trainer.fit(ToyModule(), **loaders())
+    assert History.load(trainer.log_dir).steps == [0, 3, 7]

@@ -1,15 +1,23 @@
 """A run with the callback is the run without it."""
 
 import random
-from itertools import chain
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, random_split
 
-from tests.training.modules import Pictures, ToyModule, image_steps, loaders, make_trainer, quick_callback
+from gfi_lightning import GFICallback
+from tests.training.modules import (
+    Pictures,
+    ToyModule,
+    TwoOptimizers,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+)
 
 
 def fit(folder, *callbacks, **options):
@@ -42,55 +50,69 @@ def test_weights_metrics_and_random_numbers_are_bit_for_bit_the_same(tmp_path, s
     assert all(torch.equal(states[0][p][k], states[1][p][k]) for p in states[0] for k in states[0][p])
 
 
-def test_modes_flags_gradients_and_hooks_in_mid_training(tmp_path):
-    class Watched(ToyModule):
-        """Compares itself before and after the callbacks' hooks."""
+def state_of(trainer, module):
+    return {
+        "modes": [part.training for part in module.modules()],
+        "flags": [parameter.requires_grad for parameter in module.parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in module.parameters()],
+        "values": [value.tolist() for value in module.state_dict().values()],
+        "hooks": [len(part._forward_hooks) for part in module.modules()],
+        "own attributes": sorted(vars(module)),
+        "stage": trainer.state.stage,
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+    }
 
-        def state(self):
-            return {
-                "modes": [module.training for module in self.modules()],
-                "flags": [parameter.requires_grad for parameter in self.parameters()],
-                "gradients": [None if p.grad is None else p.grad.clone() for p in self.parameters()],
-                "hooks": [len(module._forward_hooks) for module in self.modules()],
-                "stage": self.trainer.state.stage,
-            }
 
+@pytest.mark.parametrize("module_class", [ToyModule, TwoOptimizers])
+def test_everything_is_as_it_was_around_each_run(tmp_path, monkeypatch, module_class):
+    """Watches the callback's own run in a real fit, in mid-training, with gradients lying about."""
+    compared = []
+    run = GFICallback._run
+
+    def watched(callback, trainer, module, step):
+        before = state_of(trainer, module)
+        run(callback, trainer, module, step)
+        after = state_of(trainer, module)
+        for name in before:
+            assert after[name] == before[name], name
+        compared.append(sum(gradient is not None for gradient in after["gradients"]))
+
+    class Watched(module_class):
         def training_step(self, batch, batch_idx):
             self.network.coarse.eval()
             return super().training_step(batch, batch_idx)
 
-        def on_before_zero_grad(self, optimizer):
-            self.before = self.state()
+        def forward(self, images):
+            self.log("seen", images.mean())  # in forward, as some do
+            return super().forward(images)
 
-        def on_train_batch_end(self, *_):
-            # Called after the callbacks' hook of the same name.
-            now = self.state()
-            for name in ("modes", "flags", "hooks", "stage"):
-                assert now[name] == self.before[name], name
-            checked.append(sum(gradient is not None for gradient in now["gradients"]))
-
-    checked = []
+    monkeypatch.setattr(GFICallback, "_run", watched)
     trainer = make_trainer(tmp_path, quick_callback(every_n_steps=1), max_epochs=1)
     trainer.fit(Watched(), **loaders())
-    assert len(image_steps(trainer)) == len(checked) == 4
-    assert min(checked) > 0
+    assert image_steps(trainer) == [0, 1, 2, 3]
+    assert compared[0] == 0
+    assert min(compared[1:]) > 0
 
 
-def test_gradients_that_are_being_accumulated_survive(tmp_path):
-    gradients = {}
+def test_gradients_that_the_user_accumulates_by_hand_survive(tmp_path):
+    class ByHand(TwoOptimizers):
+        """Zeroes its gradients only after every third batch."""
 
-    class Watched(ToyModule):
-        def on_after_backward(self):
-            gradients.setdefault(id(self.trainer), []).append(
-                [p.grad.clone() for p in self.parameters() if p.grad is not None]
-            )
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(ToyModule.training_step(self, batch, batch_idx))
+            if batch_idx % 3 == 2:
+                for optimizer in self.optimizers():
+                    optimizer.step()
+                    optimizer.zero_grad()
 
+    results = []
     for callbacks in ([quick_callback(every_n_steps=1)], []):
         L.seed_everything(0, verbose=False)
-        trainer = make_trainer(tmp_path, *callbacks, accumulate_grad_batches=3)
-        trainer.fit(Watched(), **loaders())
-    with_callback, without = (list(chain.from_iterable(batches)) for batches in gradients.values())
-    assert all(torch.equal(one, other) for one, other in zip(with_callback, without, strict=True))
+        module = ByHand()
+        make_trainer(tmp_path, *callbacks).fit(module, **loaders())
+        results.append(module.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
 def test_a_loader_that_is_made_anew_draws_the_same_numbers(tmp_path):
@@ -112,3 +134,28 @@ def test_a_loader_that_is_made_anew_draws_the_same_numbers(tmp_path):
     (weights, request, draw), (plain_weights, plain_request, plain_draw) = results
     assert (request, draw) == (plain_request, plain_draw)
     assert all(torch.equal(weights[name], plain_weights[name]) for name in weights)
+
+
+class OwnGenerators(Pictures):
+    """Augments by generators of its own, of every kind."""
+
+    def __init__(self):
+        super().__init__(24)
+        self.first, self.second = np.random.default_rng(0), np.random.RandomState(0)
+        self.third, self.fourth = random.Random(0), torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index):
+        draw = self.first.random() + self.second.rand() + self.third.random()
+        image, label = super().__getitem__(index)
+        return image * draw + torch.rand(1, generator=self.fourth), label
+
+
+def test_a_data_set_that_owns_its_random_numbers(tmp_path):
+    results = []
+    for callbacks in ([quick_callback()], []):
+        L.seed_everything(0, verbose=False)
+        train, val = random_split(OwnGenerators(), [16, 8])
+        module = ToyModule()
+        make_trainer(tmp_path, *callbacks).fit(module, **loaders(train, val))
+        results.append(module.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())

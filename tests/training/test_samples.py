@@ -45,6 +45,7 @@ LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 5]
 WITH_LABELS = {
     "targets": Labelled(targets=LABELS),
     "labels array": Labelled(labels=np.array(LABELS)),
+    "whole numbers": Labelled(targets=[float(label) for label in LABELS]),
     "targets tensor": Labelled(targets=torch.tensor(LABELS)),
     "tensors": TensorDataset(torch.rand(10, 3, 4, 4), torch.tensor(LABELS)),
     "concatenated": ConcatDataset([Labelled(targets=LABELS[:4]), Labelled(targets=LABELS[4:])]),
@@ -227,8 +228,11 @@ def test_the_same_samples_whatever_the_loader_does(tmp_path, options):
     assert (shown_images(trainers[0]) == shown_images(trainers[1])).all(), "augmented differently"
 
 
-def test_samples_by_index(tmp_path):
-    trainer = make_trainer(tmp_path, quick_callback(samples=[19, 3]), max_epochs=1)
+@pytest.mark.parametrize(
+    "samples", [[19, 3], (19, 3), np.array([19, 3]), torch.tensor([19, 3]), list(np.array([19, 3]))]
+)
+def test_samples_by_index(tmp_path, samples):
+    trainer = make_trainer(tmp_path, quick_callback(samples=samples), max_epochs=1)
     trainer.fit(ToyModule(), **loaders())
     assert shown_labels(trainer) == [4, 0]
 

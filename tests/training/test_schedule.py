@@ -51,6 +51,12 @@ def test_every_n_epochs(tmp_path, every, expected):
     assert image_steps(trainer) == expected
 
 
+def test_a_single_step_is_shown_too(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(), max_steps=1)
+    trainer.fit(ToyModule(), **loaders())
+    assert image_steps(trainer) == [0, 1]
+
+
 def test_the_first_picture_shows_the_untrained_model(tmp_path):
     seen = []
 

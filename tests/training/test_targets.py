@@ -156,4 +156,7 @@ def test_images_are_else_shown_by_their_own_range_which_is_said_once(tmp_path, c
 def test_class_names(tmp_path):
     assert fit_and_read(tmp_path / "found").class_names == Pictures.classes
     names = ["ant", "bee", "cat", "dog", "elk"]
-    assert fit_and_read(tmp_path / "given", class_names=names).class_names == names
+    assert fit_and_read(tmp_path / "given", class_names=np.array(names)).class_names == names
+    odd = Pictures()
+    odd.classes = 5
+    assert fit_and_read(tmp_path / "odd", val=odd).class_names == []
