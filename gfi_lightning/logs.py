@@ -1,12 +1,11 @@
 """Our log lines."""
 
 import logging
-from typing import Any
 
 logger = logging.getLogger("gfi_lightning")
 
 
-class _UnlessConfigured(logging.StreamHandler[Any]):
+class _UnlessConfigured(logging.StreamHandler):  # type: ignore[type-arg]  # no brackets before Python 3.11
     """Shows our lines in a program that configured no logging, and stays silent in one that did."""
 
     def filter(self, record: logging.LogRecord) -> bool:
