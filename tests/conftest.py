@@ -24,6 +24,6 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     return SHARED_DATA
