@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -128,23 +128,23 @@ def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
     return copy.deepcopy(iterator) if iterator is iterable else iterator
 
 
-def _select_rows(output: Any, rows: Tensor, count: int) -> Any:
+def _select_rows(batch: Any, rows: Tensor, count: int) -> Any:
     """Some rows of every tensor in a tensor, a tuple, a list or a mapping that has one row per image.
 
     Args:
-        output: whatever holds the tensors; what else is in there is kept as it is.
+        batch: whatever holds the tensors; what else is in there is kept as it is.
         rows: indices.
         count: the number of images: tensors of another length are kept as they are.
     """
-    if isinstance(output, Tensor):
-        return output[rows] if output.ndim and len(output) == count else output
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*(_select_rows(part, rows, count) for part in output))
-    if isinstance(output, (tuple, list)):
-        return type(output)(_select_rows(part, rows, count) for part in output)
-    if isinstance(output, Mapping):
-        return {key: _select_rows(part, rows, count) for key, part in output.items()}
-    return output
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == count else batch
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_select_rows(part, rows, count) for part in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_select_rows(part, rows, count) for part in batch)
+    if isinstance(batch, Mapping):
+        return {key: _select_rows(part, rows, count) for key, part in batch.items()}
+    return batch
 
 
 def _length(batch: Any) -> int:
@@ -175,7 +175,7 @@ def as_names(names: Any) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Tensor | None]:
+def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Any]:
     """Images (N, C, H, W) and whatever stands for their labels, by the user's callable or by the usual forms.
 
     Raises:
@@ -192,11 +192,11 @@ def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Tensor | 
     return found[0], found[1]
 
 
-def _are_images(images: Any) -> bool:
+def _are_images(images: Any) -> TypeGuard[Tensor]:
     return isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+def images_and_labels(batch: Any) -> tuple[Tensor, Any]:
     """The images and labels of a batch in one of the usual forms.
 
     Args:
@@ -204,7 +204,8 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
             target or y; or images alone.
 
     Returns:
-        Images (N, C, H, W), floating point, and class indices (N,), int64, or None where there are none.
+        Images (N, C, H, W), floating point, and what stands for their labels, or None; see
+        :func:`class_indices`.
 
     Raises:
         UsageError: no images were found, or not in that form.
@@ -215,13 +216,13 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
     else:
         images, labels = batch, None
-    if not isinstance(images, Tensor) or not _are_images(images):
+    if not _are_images(images):
         raise UsageError(
             f"A validation batch is {describe(batch)}. Expected is (images, labels) or a mapping with "
             f"{'/'.join(_IMAGE_NAMES)} and {'/'.join(_LABEL_NAMES)}, images being floating point of shape "
             "(N, C, H, W). Give batch= (batch → images, labels) for anything else."
         )
-    return images, class_indices(labels, len(images))
+    return images, labels
 
 
 def _by_name(batch: Mapping[Any, Any], names: Sequence[str]) -> Any:

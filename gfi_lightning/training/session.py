@@ -1,7 +1,7 @@
 """The fixed samples of one training run, explained again and again."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -105,6 +105,7 @@ class Session:
             batch = internals.to_device(trainer, pl_module, copy.deepcopy(self._samples.batch))
             images, labels = self._split(batch)
             self._notice_changes(images)
+            self._check_normalization(images)
             explainer = GuidedFeatureInversion(pl_module, self._layer, **self._settings.explainer)
             with trainer.precision_plugin.forward_context():
                 inversion = self._invert(explainer, images, batch)
@@ -137,7 +138,8 @@ class Session:
         try:
             return explainer.invert(images)
         except _WRONG_CALL as error:
-            if self._settings.explainer.get("forward") is not None:
+            own = [self._settings.explainer[name] for name in ("forward", "background", "score")]
+            if any(map(callable, own)):  # the user's own code may be what failed
                 raise
             raise UsageError(
                 f"forward() was called with {describe(images)}, the images in a validation batch, which is "
@@ -168,6 +170,14 @@ class Session:
         classes = inversion.logits().shape[1]
         if classes > 1 and len(names) < classes:
             raise UsageError(f"class_names has {len(names)} names, but the model has {classes} classes.")
+
+    def _check_normalization(self, images: Tensor) -> None:
+        given = self._settings.normalization
+        if given is not None and len(given[0]) not in (1, images.shape[1]):
+            raise UsageError(
+                f"mean={list(given[0])} has {len(given[0])} numbers, but the images have {images.shape[1]} channels: "
+                "give one number per channel, or one for all."
+            )
 
     def _notice_changes(self, images: Tensor) -> None:
         colors = images.detach().float().mean((2, 3)).cpu()
@@ -228,11 +238,12 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
 
 
 def _restored_indices(loader: Any, restored: dict[str, Any], warn: Warn) -> list[int] | None:
-    before = restored.get("dataset_size")
-    if before is None or before == len(loader.dataset):
+    before, dataset = restored.get("dataset_size"), getattr(loader, "dataset", None)
+    size = len(dataset) if isinstance(dataset, Sized) else "an unknown number of"
+    if before is None or before == size:
         return restored.get("indices")
     warn(
-        f"The validation set has {len(loader.dataset)} items, and had {before} when the checkpoint was written: "
+        f"The validation set has {size} items, and had {before} when the checkpoint was written: "
         "GFICallback chooses its samples anew, and pictures from before show others."
     )
     return None

@@ -87,6 +87,7 @@ MISUSES = {
         r"samples=\[0, 20\] cannot be read from .* of 20 items",
     ),
     "class names": ({"class_names": ["cat", "dog"]}, None, "class_names has 2 names, but the model has 5 classes"),
+    "mean": ({"mean": [0.5] * 4, "std": [0.5] * 4}, None, "has 4 numbers, but the images have 3 channels"),
     "target": ({"targets": 7}, None, "targets reach from 7 to 7, but the model has 5 classes"),
     "labels of other classes": ({}, tensors(PICTURES, LABELS + 3), "targets reach from 3 to 6, but the model has 5"),
     "flat data": (
