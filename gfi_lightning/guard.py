@@ -1,9 +1,16 @@
 """Leave everything as it was found: random numbers, and a module's modes, flags and buffers."""
 
+import copy
+import dis
+import inspect
 import random
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -86,17 +93,23 @@ def _set_state(generator: Any, state: Any) -> None:
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run a module for explaining: in eval mode, frozen, eager, with gradients to be had for its input.
 
-    Afterwards every module's own train/eval flag, every parameter's ``requires_grad``, every buffer and the
-    random states are as they were, also after an exception. Gradients (``.grad``) are not touched at all.
+    Afterwards every module's own train/eval flag, every parameter's ``requires_grad``, every buffer, every other
+    attribute of a module (counters, lists, stored activations), every hook and the random states are as they
+    were, also after an exception. Gradients (``.grad``) are not touched at all.
+
+    The user's hooks that only look on are not called: backward hooks, and forward hooks that cannot return
+    anything. What they collect would be about our passes, and not about the run.
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
-        stack.enter_context(_preserved_buffers(module))
+        stack.enter_context(_preserved_attributes(module))
+        _silence_observers(module)  # the line above brings them back
         stack.enter_context(_eval_mode(module))
         stack.enter_context(_frozen(module))
         if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and the import would take seconds
             # A compiled forward ignores hooks that came after its compilation.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))  # maps without evidence divide 0 by 0
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
@@ -129,24 +142,63 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _silence_observers(module: nn.Module) -> None:
+    for part in module.modules():
+        part._backward_hooks.clear()
+        part._backward_pre_hooks.clear()
+        for key in [key for key, hook in part._forward_hooks.items() if _cannot_return(hook)]:
+            del part._forward_hooks[key]
+
+
+def _cannot_return(hook: Any) -> bool:
+    """Whether every return of a function is that of None, as its bytecode shows."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    function = getattr(hook, "__func__", hook)  # of a method
+    if not isinstance(function, FunctionType):
+        function = getattr(type(hook), "__call__", None)  # noqa: B004  # of an object that can be called
+    if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
+        return False
+    return all(
+        (now.opname == "RETURN_CONST" and now.argval is None)
+        or (before.opname == "LOAD_CONST" and before.argval is None and not now.is_jump_target)
+        for before, now in pairwise(dis.get_instructions(function))
+        if now.opname in ("RETURN_CONST", "RETURN_VALUE")
+    )
+
+
+# What a forward may change: attributes are put back, of these kinds with their content, tensors by value.
+_CONTAINERS = (list, dict, set, deque, OrderedDict, Counter, defaultdict)
+
+
 @contextmanager
-def _preserved_buffers(module: nn.Module) -> Iterator[None]:
-    before = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-    ]
+def _preserved_attributes(module: nn.Module) -> Iterator[None]:
+    attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
+    own = [value for _, before in attributes for value in before.values()]
+    containers = [(value, copy.copy(value)) for value in own if type(value) in _CONTAINERS]
+    buffers = [buffer for part in module.modules() for buffer in part._buffers.values()]
+    tensors = [(value, value.detach().clone()) for value in (*own, *buffers) if _has_values(value)]
     try:
         yield
     finally:
-        for part, name, buffer, value in before:
-            _restore_buffer(part, name, buffer, value)
+        for now, before in attributes:
+            for added in now.keys() - before.keys():
+                del now[added]
+            now.update(before)
+        for container, before in containers:
+            _refill(container, before)
+        for tensor, before in tensors:
+            # Compared first: writing the same values again would still count as a change to autograd.
+            if not torch.equal(tensor, before):
+                with torch.no_grad():
+                    tensor.copy_(before)
 
 
-def _restore_buffer(part: nn.Module, name: str, buffer: Tensor, value: Tensor) -> None:
-    if part._buffers.get(name) is not buffer:
-        part._buffers[name] = buffer
-    # Compared first: writing the same values again would still count as a change to autograd.
-    if not torch.equal(buffer, value):
-        with torch.no_grad():
-            buffer.copy_(value)
+def _has_values(value: Any) -> bool:
+    # Not of a subclass, which may be spread over ranks, or have no values yet.
+    return type(value) is Tensor and value.layout == torch.strided and not value.is_meta
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)

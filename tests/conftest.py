@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ranks import RankPool
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 REQUIREMENTS = {
@@ -27,3 +29,10 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def shared_data():
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def two_ranks():
+    pool = RankPool(2)
+    yield pool
+    pool.stop()

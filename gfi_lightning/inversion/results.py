@@ -1,6 +1,6 @@
 """What comes out of guided feature inversion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ class Explanation:
     removed: Tensor
     weights: Tensor
     degenerate: Tensor
+
+    def select(self, chosen: Tensor) -> "Explanation":
+        """The same for some of the images: chosen has shape (N,), bool."""
+        return Explanation(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Inversion:
         height, width = self.chunks[0].maps.shape[2:]
         return height, width
 
+    @property
+    def chunk_sizes(self) -> list[int]:
+        """How many images were optimised together, and then together."""
+        return [len(chunk.images) for chunk in self.chunks]
+
     def logits(self) -> Tensor:
         """The model's logits for the untouched images, shape (N, classes).
 
@@ -108,7 +117,7 @@ class Inversion:
 
     def select(self, chosen: Tensor) -> "Inversion":
         """The same for some of the images: chosen has shape (N,), bool."""
-        parts = zip(self.chunks, chosen.split([len(chunk.images) for chunk in self.chunks]), strict=True)
+        parts = zip(self.chunks, chosen.split(self.chunk_sizes), strict=True)
         return Inversion(
             foreground=self.foreground[chosen],
             predicted=None if self.predicted is None else self.predicted[chosen],

@@ -1,6 +1,6 @@
 """Maps on disk: one file per run, as plain arrays.
 
-Below ``<log dir>/gfi/`` lie
+Below ``<log dir>/gfi/``, or ``<log dir>/gfi/<name>/`` for a callback that is not the only one, lie
 
 - ``samples_<id>.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown) and
   ``class_names`` (C,) text (may be empty); the id is a digest of the images and labels, so that other samples
@@ -32,9 +32,9 @@ Array = NDArray[Any]
 _FOLDER = "gfi"
 
 
-def save_run(log_dir: str | Path, record: Record, class_names: Sequence[str] | None) -> None:
-    """Add a run to the history of a log directory, which is made if it is missing."""
-    folder = Path(log_dir) / _FOLDER
+def save_run(folder: str | Path, record: Record, class_names: Sequence[str] | None) -> None:
+    """Add a run to the history in a folder, which is made if it is missing."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     samples = _sample_arrays(record, class_names)
     digest = hashlib.blake2b(samples["images"].tobytes() + samples["labels"].tobytes(), digest_size=4).hexdigest()
@@ -104,15 +104,19 @@ class History:
         self._runs = [runs[step] for step in self.steps]
 
     @classmethod
-    def load(cls, log_dir: str | Path) -> "History":
+    def load(cls, log_dir: str | Path, name: str | None = None) -> "History":
         """Read what is there, also while the run is still writing. A damaged run is skipped with a warning.
 
         Where the folder holds several sets of samples, those that were explained last are read.
 
+        Args:
+            log_dir: of the run.
+            name: of the callback, where there are several; without names "2" is the second one's, and so on.
+
         Raises:
             FileNotFoundError: the directory holds no history.
         """
-        folder = Path(log_dir) / _FOLDER
+        folder = Path(log_dir, _FOLDER, name or "")
         paths = sorted(folder.glob("run_*_*.npz"))
         if not paths:
             raise FileNotFoundError(f"{folder} holds no runs: give the log directory of a run with GFICallback.")

@@ -1,6 +1,6 @@
 """Send pictures and curves to the loggers of a Trainer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gfi_lightning.recording.pictures import Pixels
@@ -13,15 +13,13 @@ def shows_images(logger: Any) -> bool:
     return any(base.__name__ == "TensorBoardLogger" for base in type(logger).__mro__)
 
 
-def log_pictures(loggers: Iterable[Any], pictures: Mapping[str, Pixels], step: int) -> None:
-    """Pictures (height, width, 3), uint8, by tag, at a step of the x axis."""
-    for logger in filter(shows_images, loggers):
-        for tag, pixels in pictures.items():
-            logger.experiment.add_image(tag, pixels, global_step=step, dataformats="HWC")
-        logger.experiment.flush()  # to be looked at now, not when the buffer is full
+def log_pictures(logger: Any, pictures: Mapping[str, Pixels], step: int) -> None:
+    """Pictures (height, width, 3), uint8, by tag, to a TensorBoardLogger, at a step of the x axis."""
+    for tag, pixels in pictures.items():
+        logger.experiment.add_image(tag, pixels, global_step=step, dataformats="HWC")
+    logger.experiment.flush()  # to be looked at now, not when the buffer is full
 
 
-def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int) -> None:
-    """Scalars by tag, at a step of the x axis."""
-    for logger in loggers:
-        logger.log_metrics(dict(scalars), step=step)
+def log_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Scalars by tag, to any of Lightning's loggers, at a step of the x axis."""
+    logger.log_metrics(dict(scalars), step=step)

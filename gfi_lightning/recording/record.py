@@ -49,8 +49,8 @@ class Record:
         """The means over samples of what is kept and removed of the first target's score."""
         first = [sample.targets[0] for sample in self.samples]
         return {
-            "gfi/preserved": sum(target.preserved for target in first) / len(first),
-            "gfi/removed": sum(target.removed for target in first) / len(first),
+            "preserved": sum(target.preserved for target in first) / len(first),
+            "removed": sum(target.removed for target in first) / len(first),
         }
 
     def maps(self) -> Tensor:

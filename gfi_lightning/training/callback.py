@@ -1,28 +1,39 @@
 """The callback: when to explain, and where the pictures go."""
 
-import warnings
+import re
+import sys
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch import nn
 from typing_extensions import override
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import Fault, UsageError, attempt
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.backgrounds import Background, background_function
+from gfi_lightning.inversion.layers import module_name
 from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
+from gfi_lightning.logs import logger
 from gfi_lightning.recording.history import save_run
 from gfi_lightning.recording.loggers import log_pictures, log_scalars, shows_images
-from gfi_lightning.recording.pictures import draw_overview, draw_sample
+from gfi_lightning.recording.pictures import Pixels, draw_overview, draw_sample
+from gfi_lightning.recording.record import Record
 from gfi_lightning.training import internals
+from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import SplitBatch, is_batch
 from gfi_lightning.training.session import Session, Settings, Targets
 
+ROOT = "gfi"  # of all tags, and the folder of the maps
+_STATE = "gfi_lightning"  # where our state lies in a checkpoint
+_NAME = re.compile(r"[\w-]+")
 _SEED = 0  # of everything random that explaining runs into, so that the same weights give the same picture
 
 
@@ -36,7 +47,9 @@ class GFICallback(L.Callback):
     run before), means over the samples. It also runs once under ``trainer.validate`` and ``trainer.test``.
     Steps are those of Lightning's own logged metrics: batches after which an optimiser stepped, counted from 0.
 
-    Training is left exactly as it would be without: modes, gradients, buffers, random numbers.
+    Training is left exactly as it would be without: weights, modes, gradients, buffers, random numbers, checkpoints.
+    :func:`gfi_lightning.testing.assert_harmless` checks that on a module of your own. In a distributed training
+    every rank explains its share of the samples, and the first one shows them.
 
     Args:
         every_n_epochs: explain at the end of every n-th training epoch.
@@ -65,6 +78,8 @@ class GFICallback(L.Callback):
         forward: how to get the output, (module, images) → output; None: ``module(images)``.
         batch: how to get at images (N, C, H, W) and labels (N,) or None in a validation batch, batch →
             (images, labels); None: the usual forms are understood.
+        name: of this callback, where a Trainer has several: its tags start with ``gfi/<name>/``. Without names
+            the first one's start with ``gfi/``, the second one's with ``gfi/2/``, and so on.
         on_error: "warn": a failure to explain becomes one warning and training goes on; "raise": it ends it.
 
     Raises:
@@ -75,6 +90,7 @@ class GFICallback(L.Callback):
         trainer = L.Trainer(callbacks=[GFICallback()])
     """
 
+    _trainer: weakref.ref[L.Trainer] | None
     _session: Session | None
     _last_step: int | None
     _updates_at_last_run: int | None
@@ -101,15 +117,17 @@ class GFICallback(L.Callback):
         chunk_size: int | None = None,
         forward: Forward | None = None,
         batch: SplitBatch | None = None,
+        name: str | None = None,
         on_error: str = "warn",
     ) -> None:
         _check_schedule(every_n_epochs, every_n_steps)
-        _check_choices(num_samples, targets, on_error)
+        _check_choices(num_samples, targets, name, on_error)
         find_recipe(recipe)
         check_score(score)
         background_function(background)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.name = name
         self.on_error = on_error
         self._settings = Settings(
             num_samples=num_samples,
@@ -128,22 +146,25 @@ class GFICallback(L.Callback):
                 "forward": forward,
             },
         )
+        self._trainer = None
+        self._prefix = ROOT
         self._forget()
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start afresh in every fit; what a checkpoint knows comes after this."""
-        if stage == "fit":
+        """Start afresh in every fit and in every Trainer; what a checkpoint knows comes after this."""
+        if stage == "fit" or self._trainer is None or self._trainer() is not trainer:
             self._forget()
+        self._trainer = weakref.ref(trainer)
+        self._prefix = _prefix(self, trainer)
+        self._name_layers(pl_module)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose and read the samples, and show the untrained model. Misuse ends the fit here."""
-        if self._is_idle(trainer):
-            return
         with self._guarded(raise_misuse=True):
-            self._open_session(trainer)
-            if self._last_step is None:
+            session = self._open_session(trainer)
+            if session is not None and self._last_step is None:
                 updates = internals.batches_that_stepped(trainer)
                 self._run(trainer, pl_module, updates)
                 self._updates_at_last_run = updates
@@ -153,26 +174,29 @@ class GFICallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Explain if the schedule counts steps and it is time."""
-        if self.every_n_steps is None or not internals.optimizer_stepped(trainer):
+        if self.every_n_steps is None:
             return
-        step = internals.batches_that_stepped(trainer)
-        if (step + 1) % self.every_n_steps == 0:
-            self._run_guarded(trainer, pl_module, step)
+        with self._guarded():
+            step = internals.batches_that_stepped(trainer)
+            if internals.optimizer_stepped(trainer) and (step + 1) % self.every_n_steps == 0:
+                self._run(trainer, pl_module, step)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain if the schedule counts epochs and it is time."""
         if self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._run_guarded(trainer, pl_module, _step_of_epoch_metrics(trainer))
+            with self._guarded():
+                self._run(trainer, pl_module, _step_of_epoch_metrics(trainer))
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain the final weights, unless they have just been."""
-        if self._updates_at_last_run == internals.batches_that_stepped(trainer):
-            return
-        # After a single step its place is taken by the untrained model, and the next one is free.
-        first_free = 0 if self._last_step is None else self._last_step + 1
-        self._run_guarded(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
+        with self._guarded():
+            if self._updates_at_last_run == internals.batches_that_stepped(trainer):
+                return
+            # After a single step its place is taken by the untrained model, and the next one is free.
+            first_free = 0 if self._last_step is None else self._last_step + 1
+            self._run(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -186,17 +210,19 @@ class GFICallback(L.Callback):
         self._run_in_evaluation(trainer, pl_module)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Which samples, and how far we are; it loads with ``weights_only``."""
-        if self._session is None:
-            return self._restored
-        progress = {"last_step": self._last_step, "updates_at_last_run": self._updates_at_last_run}
-        return self._session.state() | progress
+        # Not by state_dict(), whose key must differ between the callbacks of a Trainer before it knows them.
+        state = self._restored
+        if self._session is not None:
+            progress = {"last_step": self._last_step, "updates_at_last_run": self._updates_at_last_run}
+            state = self._session.state() | progress
+        checkpoint.setdefault(_STATE, {})[self._prefix] = state
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the samples of the run that is resumed."""
-        self._restored = dict(state_dict)
+        self._restored = dict(checkpoint.get(_STATE, {}).get(self._prefix, {}))
 
     def _forget(self) -> None:
         self._session = None
@@ -206,62 +232,97 @@ class GFICallback(L.Callback):
         self._said = set()
         self._restored = {}
 
+    def _name_layers(self, pl_module: L.LightningModule) -> None:
+        """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""
+        with suppress(UsageError):
+            if isinstance(self._settings.layer, nn.Module):
+                self._settings = replace(self._settings, layer=module_name(pl_module, self._settings.layer))
+            if isinstance(layer := self._settings.explainer["inversion_layer"], nn.Module):
+                self._settings.explainer["inversion_layer"] = module_name(pl_module, layer)
+
+    def _open_session(self, trainer: L.Trainer) -> Session | None:
+        """The samples of this run, read when they are first needed; None where nothing is to be explained."""
+        if self._session is not None or (ranks := self._ranks(trainer)) is None:
+            return self._session
+        self._log_dir = trainer.log_dir  # asks all ranks
+        with preserved_rng(_SEED):
+            # On every rank, in case the module's own dataloader hook talks to the others.
+            loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
+            self._session = Session(self._settings, loader, self._restored, self._warn_once, ranks)
+        self._last_step = self._restored.get("last_step")
+        self._updates_at_last_run = self._restored.get("updates_at_last_run")
+        self._say_where_pictures_are(trainer)
+        return self._session
+
+    def _ranks(self, trainer: L.Trainer) -> Ranks | None:
+        """Those who explain; None where nobody can, or where nobody would see it."""
+        if not trainer.loggers:  # logger=False or barebones
+            if "no logger" not in self._said:
+                self._said.add("no logger")
+                logger.info("GFICallback explains nothing: the Trainer has no logger to show it.")
+            return None
+        ranks = internals.ranks(trainer)
+        if ranks is None:
+            self._warn_once(
+                f"GFICallback does not explain under {type(trainer.strategy).__name__}, which is not supported yet. "
+                "Training goes on without it."
+            )
+        return ranks
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Explain and show, unless this step has been."""
+        if internals.is_uninitialized(pl_module):  # its first forward pass draws its weights: not ours to make
+            return
+        session = self._open_session(trainer)
+        if session is None or step == self._last_step:
+            return
+        with preserved_rng(_SEED):
+            record = session.explain(trainer, pl_module, step)
+            # Together, because with on_error="raise" a failure to show it ends the run on every rank.
+            session.ranks.agree(lambda: None if record is None else self._show(trainer, session, record))
+        self._last_step = step
+        self._updates_at_last_run = step + 1
+
+    def _show(self, trainer: L.Trainer, session: Session, record: Record) -> None:
+        """Keep the maps, log the curves, draw and log the pictures: what fails keeps nothing else from being shown."""
+        scalars = {f"{self._prefix}/{name}": value for name, value in session.scalars(record).items()}
+        for one in trainer.loggers:
+            with self._guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
+                log_scalars(one, scalars, record.step)
+        if self._log_dir is not None:
+            folder = Path(self._log_dir, self._prefix)
+            advice = "Make room there, or make it writable. Pictures and curves are logged all the same."
+            with self._guarded(), attempt(f"write its maps to {folder}", advice):
+                save_run(folder, record, session.class_names)
+        showing = list(filter(shows_images, trainer.loggers))
+        if not showing:
+            return
+        with self._guarded():
+            pictures = self._draw(record, session.class_names)
+            for one in showing:
+                with attempt(f"log pictures to {type(one).__name__}", "Its maps and curves are kept all the same."):
+                    log_pictures(one, pictures, record.step)
+
+    def _draw(self, record: Record, names: Sequence[str] | None) -> dict[str, Pixels]:
+        """Pictures by tag."""
+        with attempt("draw its pictures", "Its maps and curves are kept all the same."):
+            pictures = {f"{self._prefix}/overview": draw_overview(record, names)}
+            for number, sample in enumerate(record.samples):
+                pictures[f"{self._prefix}/sample_{number}"] = draw_sample(sample, number, record.step, names)
+            return pictures
+
+    def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with self._guarded():
+            if self._open_session(trainer) is not None:
+                self._last_step = None  # asked for outside a fit, it runs at any step
+                self._run(trainer, pl_module, internals.batches_that_stepped(trainer))
+
     def _say_where_pictures_are(self, trainer: L.Trainer) -> None:
-        if trainer.is_global_zero and self._log_dir is not None and not any(map(shows_images, trainer.loggers)):
+        if self._log_dir is not None and not any(map(shows_images, trainer.loggers)):
             self._warn_once(
                 "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
                 f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
             )
-
-    def _is_idle(self, trainer: L.Trainer) -> bool:
-        if internals.is_sharded(trainer):
-            self._warn_once(
-                f"GFICallback does not explain under {type(trainer.strategy).__name__}, where no rank holds the "
-                "whole model. Training goes on without it."
-            )
-            return True
-        return not trainer.loggers  # logger=False or barebones: nobody would see it
-
-    def _open_session(self, trainer: L.Trainer) -> None:
-        self._log_dir = trainer.log_dir  # asks all ranks
-        self._say_where_pictures_are(trainer)
-        with preserved_rng(_SEED):
-            # On every rank, in case the module's own dataloader hook talks to the others.
-            loader = None if is_batch(self._settings.samples) else internals.evaluation_loader(trainer)
-            if trainer.is_global_zero:
-                self._session = Session(self._settings, loader, self._restored, self._warn_once)
-        self._last_step = self._restored.get("last_step")
-        self._updates_at_last_run = self._restored.get("updates_at_last_run")
-
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        """Explain, draw and log, unless this step has been."""
-        if self._session is None or step == self._last_step:
-            return
-        with preserved_rng(_SEED):
-            record = self._session.explain(trainer, pl_module, step)
-            names = self._session.class_names
-            pictures = {"gfi/overview": draw_overview(record, names)}
-            for number, sample in enumerate(record.samples):
-                pictures[f"gfi/sample_{number}"] = draw_sample(sample, number, step, names)
-            log_pictures(trainer.loggers, pictures, step)
-            log_scalars(trainer.loggers, self._session.scalars(record), step)
-            if self._log_dir is not None:
-                save_run(self._log_dir, record, names)
-        self._last_step = step
-        self._updates_at_last_run = step + 1
-
-    def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._is_idle(trainer):
-            return
-        with self._guarded():
-            if self._session is None:
-                self._open_session(trainer)
-            self._last_step = None  # asked for outside a fit, it runs at any step
-            self._run(trainer, pl_module, internals.batches_that_stepped(trainer))
-
-    def _run_guarded(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        with self._guarded():
-            self._run(trainer, pl_module, step)
 
     @contextmanager
     def _guarded(self, raise_misuse: bool = False) -> Iterator[None]:
@@ -269,52 +330,68 @@ class GFICallback(L.Callback):
         try:
             yield
         except Exception as error:
-            if self.on_error == "raise" or (raise_misuse and isinstance(error, UsageError)):
+            fault = Fault.of(error)
+            if self.on_error == "raise" or (raise_misuse and fault.misuse):
+                _add_note(error, f"GFICallback could not {fault.activity}. {fault.remedy}".rstrip())
                 raise
-            self._warn_once(
-                f"GFICallback could not explain, and the run goes on: {type(error).__name__}: {error}\n"
-                "GFICallback(on_error='raise') shows where this comes from.",
-                cause=_origin(error),
-            )
+            self._warn_once(f"{fault}\nGFICallback(on_error='raise') shows where this comes from.", fault.cause)
 
     def _warn_once(self, message: str, cause: str | None = None) -> None:
         """Warn, once per cause: of the same fault with other numbers in its message nobody wants to hear again."""
         cause = cause or message
         if cause not in self._said:
             self._said.add(cause)
-            warnings.warn(message, stacklevel=2)
+            internals.warn_on_first_rank(message)
 
 
-def _origin(error: Exception) -> str:
-    """The kind of an error and the line that raised it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    return f"{type(error).__name__} at {place}"
+def _loader(trainer: L.Trainer) -> Any:
+    with attempt("get the validation loader", "Give samples=: a ready batch (images, labels) needs none."):
+        return internals.evaluation_loader(trainer)
+
+
+def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:
+    """What the tags of one of a Trainer's callbacks start with."""
+    siblings = [other for other in internals.callbacks(trainer) if isinstance(other, GFICallback)]
+    nameless = [other for other in siblings if other.name is None]
+    names = [str(1 + nameless.index(other)) if other.name is None else other.name for other in siblings]
+    name = names[siblings.index(callback)] if callback in siblings else callback.name or "1"
+    if names.count(name) > 1:
+        raise UsageError(f"GFICallback(name={name!r}) is there twice in this Trainer: give them different names.")
+    return ROOT if callback.name is None and name == "1" else f"{ROOT}/{name}"
+
+
+def _add_note(error: Exception, note: str) -> None:
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        logger.error(note)
 
 
 def _check_schedule(every_n_epochs: int, every_n_steps: int | None) -> None:
-    if every_n_epochs < 1:
-        raise UsageError(f"every_n_epochs={every_n_epochs} must be at least 1.")
+    _check_positive("every_n_epochs", every_n_epochs)
     if every_n_steps is None:
         return
-    if every_n_steps < 1:
-        raise UsageError(f"every_n_steps={every_n_steps} must be at least 1, or None.")
+    _check_positive("every_n_steps", every_n_steps)
     if every_n_epochs != 1:
         raise UsageError(
             f"every_n_epochs={every_n_epochs} and every_n_steps={every_n_steps} were both given: give one of them."
         )
 
 
-def _check_choices(num_samples: int, targets: Targets, on_error: str) -> None:
-    if num_samples < 1:
-        raise UsageError(f"num_samples={num_samples} must be at least 1.")
+def _check_positive(argument: str, value: Any) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{argument}={value!r} must be a whole number, at least 1.")
+
+
+def _check_choices(num_samples: int, targets: Targets, name: str | None, on_error: str) -> None:
+    _check_positive("num_samples", num_samples)
     unknown = isinstance(targets, str) and targets not in ("label", "predicted")
     if unknown or not (callable(targets) or isinstance(targets, (str, Integral, Sequence))):
         raise UsageError(
             f"targets={targets!r} is unknown: use 'label', 'predicted', a class index, a list of them, or a callable."
         )
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise UsageError(f"name={name!r} becomes part of tags and of a folder's name: use letters, digits, _ and -.")
     if on_error not in ("warn", "raise"):
         raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
 

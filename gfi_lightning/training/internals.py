@@ -1,13 +1,24 @@
 """What we need of Lightning beyond its public interface, in one place. Checked with 2.4 to 2.6."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import CombinedLoader
+import torch
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch import distributed
+from torch.nn.parameter import is_lazy
+
+from gfi_lightning.logs import logger
+from gfi_lightning.training.ranks import Ranks
 
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
+
+# What every rank has to say is said once.
+logger.addFilter(lambda record: getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def batches_that_stepped(trainer: L.Trainer) -> int:
@@ -22,6 +33,43 @@ def batches_that_stepped(trainer: L.Trainer) -> int:
 def optimizer_stepped(trainer: L.Trainer) -> bool:
     """In ``on_train_batch_end``: whether this batch ended with an optimiser's step, or only accumulated."""
     return not trainer.fit_loop._should_accumulate()
+
+
+def callbacks(trainer: L.Trainer) -> list[L.Callback]:
+    """All of a Trainer's callbacks."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]  # which it sets, but does not declare
+
+
+def ranks(trainer: L.Trainer) -> Ranks | None:
+    """The processes of this training; None where they cannot be talked to through torch."""
+    if is_sharded(trainer):
+        return None
+    if trainer.world_size == 1:
+        return Ranks()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    return Ranks(trainer.global_rank, trainer.world_size)
+
+
+def is_uninitialized(pl_module: L.LightningModule) -> bool:
+    """Whether there are lazy parameters, whose shapes and values the run's own first forward pass will decide."""
+    return any(is_lazy(tensor) for tensor in (*pl_module.parameters(), *pl_module.buffers()))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
+
+
+def free_memory() -> None:
+    """Give back what nobody refers to any more."""
+    garbage_collection_cuda()
+
+
+def warn_on_first_rank(message: str) -> None:
+    """Warn once for all ranks."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        warnings.warn(message, stacklevel=2)
 
 
 def is_sharded(trainer: L.Trainer) -> bool:

@@ -1,16 +1,18 @@
 """The fixed samples of one training run, explained again and again."""
 
 import copy
-from collections.abc import Callable, Sequence, Sized
+import math
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, attempt, tell
 from gfi_lightning.guard import preserved_generators, undisturbed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.results import Explanation, Inversion
@@ -20,6 +22,7 @@ from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
 from gfi_lightning.recording.record import Record, sample_records
 from gfi_lightning.training import internals
+from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import (
     Samples,
     SplitBatch,
@@ -35,10 +38,19 @@ from gfi_lightning.training.samples import (
 
 TargetChoice = Callable[[Tensor, Tensor | None], Tensor]
 Targets = str | int | list[int] | TargetChoice
-Warn = Callable[[str], None]
+Explanations = list[tuple[list[int], Explanation]]  # each with the numbers of the samples that it is about
+T = TypeVar("T")
 
+_NO_ROOM = "Not even one image at a time fits beside the training: a smaller batch_size leaves room for it."
 # What a forward raises that expects something else than a tensor of images.
 _WRONG_CALL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+class Warn(Protocol):
+    """How the user is told something."""
+
+    def __call__(self, message: str, cause: str | None = None) -> None:
+        """Say it, once per cause; None: once per message."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +68,30 @@ class Settings:
 
 
 class Session:
-    """Explains the same samples whenever it is asked to.
+    """Explains the same samples whenever it is asked to, each rank of a distributed training its share of them.
 
     Args:
         settings: what the user asked for.
         loader: the validation loader; None where there is none, or where a ready batch was given.
         restored: :meth:`state` of the session that a checkpoint resumes, or an empty dict.
         warn: says something once.
+        ranks: that take part.
 
     Raises:
         UsageError: there is nothing to read, or the samples do not exist.
     """
 
-    def __init__(self, settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn) -> None:
+    def __init__(self, settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn, ranks: Ranks) -> None:
         dataset = getattr(loader, "dataset", None)
         self._settings = settings
         self._warn = warn
-        with preserved_generators(dataset):
-            self._samples = _read(settings, loader, restored, warn)
+        self.ranks = ranks
+        self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
         self._normalization = settings.normalization or find_normalization(dataset)
         names = attribute_of_dataset(dataset, "classes") if settings.class_names is None else settings.class_names
         self.class_names = as_names(names)
         self._layer: str | nn.Module | None = settings.layer or restored.get("layer")
+        self._chunk_size: int | None = settings.explainer["chunk_size"]
         self._said_own_range = False
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
@@ -94,37 +108,62 @@ class Session:
             "last_maps": self._last_maps,
         }
 
-    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> Record:
+    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> Record | None:
         """Explain the samples with the weights as they are; the module is left as it was found.
+
+        Returns:
+            What was seen, on the first rank; None on the others.
 
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
         with undisturbed(pl_module), internals.validating(trainer), internals.not_logging(pl_module):
-            # A copy, because the module's transfer hooks may work in place.
-            batch = internals.to_device(trainer, pl_module, copy.deepcopy(self._samples.batch))
-            images, labels = self._split(batch)
-            self._notice_changes(images)
-            self._check_normalization(images)
-            explainer = GuidedFeatureInversion(pl_module, self._layer, **self._settings.explainer)
-            with trainer.precision_plugin.forward_context():
-                inversion = self._invert(explainer, images, batch)
-                self._check_class_names(inversion)
-                explanations = self._explain_targets(explainer, inversion, labels)
-        self._layer = self._layer or explainer.layer
-        samples = sample_records(self._displayable(images), labels, inversion, explanations)
-        return Record(step, inversion.grid, samples)
+            images, labels = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
+            numbers = self.ranks.share(len(images))
+            share = _Share(
+                explainer=GuidedFeatureInversion(
+                    pl_module, self._layer, **self._settings.explainer | {"chunk_size": self._chunk_size}
+                ),
+                context=trainer.precision_plugin.forward_context,
+                settings=self._settings,
+                batch=describe(self._samples.batch),
+                images=images[numbers],
+                labels=None if labels is None else labels[numbers],
+            )
+            at_once = share.chunk_size
+            try:
+                inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
+            finally:
+                self._layer = self._layer or share.explainer.layer
+            if share.compares_prediction(inversion):
+                busy = _busy_anywhere(self.ranks.everyones(share.mistaken_chunks(inversion)), self.ranks.rank)
+                explanations += self.ranks.agree(
+                    lambda: self._within_memory(share, lambda: share.explain_predicted(inversion, busy))
+                )
+        samples = sample_records(self._displayable(share.images), share.labels, inversion, explanations)
+        shares = self.ranks.gather((dict(zip(numbers, samples, strict=True)), at_once, share.chunk_size))
+        if shares is None:
+            return None
+        by_number = {number: sample for part, _, _ in shares for number, sample in part.items()}
+        record = Record(step, inversion.grid, [by_number[number] for number in range(len(images))])
+        self._tell_of_memory(min((after, before) for _, before, after in shares))
+        self._tell_of_not_finite(record)
+        return record
 
     def scalars(self, record: Record) -> dict[str, float]:
         """The curves of a run: means over the samples. Drift is there from the second run on."""
         scalars = record.scalars()
         maps = record.maps()
         if self._last_maps is not None and self._last_maps.shape == maps.shape:
-            scalars["gfi/drift"] = float(heatmap_drift(maps, self._last_maps).mean())
+            scalars["drift"] = float(heatmap_drift(maps, self._last_maps).mean())
         self._last_maps = maps
         return scalars
 
-    def _split(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of all samples, on the model's device."""
+        with attempt("bring the samples to the model", "They went through its transfer hooks, as for a validation."):
+            # A copy, because the module's transfer hooks may work in place.
+            batch = internals.to_device(trainer, pl_module, copy.deepcopy(self._samples.batch))
         images, given = split_batch(batch, self._settings.batch)
         labels = class_indices(given, len(images))
         if labels is None and self._settings.targets == "label":
@@ -132,44 +171,42 @@ class Session:
                 f"GFICallback found no class indices in the validation batch, which is {describe(batch)}: "
                 "it explains the predicted classes. Give targets= or batch= for others."
             )
+        self._notice_changes(images)
+        self._check_normalization(images)
         return images, None if labels is None else labels.to(images.device)
 
-    def _invert(self, explainer: GuidedFeatureInversion, images: Tensor, batch: Any) -> Inversion:
-        try:
-            return explainer.invert(images)
-        except _WRONG_CALL as error:
-            own = [self._settings.explainer[name] for name in ("forward", "background", "score")]
-            if any(map(callable, own)):  # the user's own code may be what failed
-                raise
-            raise UsageError(
-                f"forward() was called with {describe(images)}, the images in a validation batch, which is "
-                f"{describe(batch)}, and failed with {type(error).__name__}: {error}. "
-                "Give forward= (module, images → logits), or batch= (batch → images, labels)."
-            ) from error
+    def _within_memory(self, share: "_Share", work: Callable[[], T]) -> T:
+        """Do it, if need be again with fewer images at once; the next run starts with as few."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not internals.is_out_of_memory(error):
+                    raise
+                if share.chunk_size == 1:
+                    tell(error, "explain the model", _NO_ROOM)
+                    raise
+            internals.free_memory()  # not above, where the error still holds on to what it failed with
+            share.explainer.chunk_size = self._chunk_size = share.chunk_size // 2
 
-    def _explain_targets(
-        self, explainer: GuidedFeatureInversion, inversion: Inversion, labels: Tensor | None
-    ) -> list[tuple[list[int], Explanation]]:
-        """Explanations, each with the numbers of the samples that it is about."""
-        everyone = list(range(len(inversion.foreground)))
-        targets = choose_targets(self._settings.targets, inversion, labels)
-        explanations = [(everyone, explainer.refine(inversion, targets))]
-        if self._settings.targets == "label" and labels is not None and inversion.predicted is not None:
-            # On their own, so that the labels' maps are always computed in the same chunks: in float32 maps
-            # of other chunks differ by rounding, which drift would show.
-            wrong = inversion.predicted != labels
-            if wrong.any():
-                numbers = wrong.nonzero().flatten().tolist()
-                explanations.append((numbers, explainer.refine(inversion.select(wrong), inversion.predicted[wrong])))
-        return explanations
+    def _tell_of_memory(self, smallest: tuple[int, int]) -> None:
+        after, before = smallest
+        if after < before:
+            self._warn(
+                f"GFICallback ran out of memory with {before} images at once, and goes on with {after}. "
+                f"GFICallback(chunk_size={after}) starts with that."
+            )
 
-    def _check_class_names(self, inversion: Inversion) -> None:
-        names = as_names(self._settings.class_names)
-        if names is None or inversion.predicted is None:
-            return
-        classes = inversion.logits().shape[1]
-        if classes > 1 and len(names) < classes:
-            raise UsageError(f"class_names has {len(names)} names, but the model has {classes} classes.")
+    def _tell_of_not_finite(self, record: Record) -> None:
+        scores = [sample.predicted_score for sample in record.samples]
+        broken = [number for number, score in enumerate(scores) if score is not None and not math.isfinite(score)]
+        if broken:
+            self._warn(
+                f"GFICallback saw outputs of the model that are not finite at step {record.step}, for samples "
+                f"{broken}: their maps are empty. A lower learning rate or gradient_clip_val may help; "
+                "Trainer(detect_anomaly=True) shows where it begins.",
+                "not finite",
+            )
 
     def _check_normalization(self, images: Tensor) -> None:
         given = self._settings.normalization
@@ -204,6 +241,107 @@ class Session:
         return stretched(images)
 
 
+@dataclass
+class _Share:
+    """One rank's samples in one run.
+
+    Attributes:
+        explainer: of the module.
+        context: of the precision in which forward passes are made.
+        settings: what the user asked for.
+        batch: what the samples came in, in words.
+        images: (n, C, H, W), on the module's device.
+        labels: (n,), or None.
+    """
+
+    explainer: GuidedFeatureInversion
+    context: Callable[[], AbstractContextManager[Any]]
+    settings: Settings
+    batch: str
+    images: Tensor
+    labels: Tensor | None
+
+    @property
+    def chunk_size(self) -> int:
+        """Images that are optimised at once."""
+        return min(self.explainer.chunk_size_for(self.images), len(self.images))
+
+    def explain_targets(self) -> tuple[Inversion, Explanations]:
+        """Stage 1, and stage 2 for the targets that were asked for."""
+        with self._explaining():
+            inversion = self._invert()
+            self._check_class_names(inversion)
+            targets = choose_targets(self.settings.targets, inversion, self.labels)
+            return inversion, [(list(range(len(self.images))), self.explainer.refine(inversion, targets))]
+
+    def compares_prediction(self, inversion: Inversion) -> bool:
+        """Whether the predicted class is explained beside the label, where it is another."""
+        return self.settings.targets == "label" and self.labels is not None and inversion.predicted is not None
+
+    def mistaken_chunks(self, inversion: Inversion) -> list[bool]:
+        """Which chunks hold an image whose prediction is not its label."""
+        return [bool(part.any()) for part in self._mistaken(inversion).split(inversion.chunk_sizes)]
+
+    def explain_predicted(self, inversion: Inversion, busy: list[bool]) -> Explanations:
+        """Stage 2 for the predicted classes that are not the labels.
+
+        On their own, so that the labels' maps are always computed in the same chunks: in float32 maps of other
+        chunks differ by rounding, which drift would show.
+
+        Args:
+            inversion: of stage 1.
+            busy: the chunks that a pass is made for, where nobody was mistaken one that is thrown away.
+        """
+        mistaken = self._mistaken(inversion)
+        chosen = mistaken.clone()
+        for part, is_busy in zip(chosen.split(inversion.chunk_sizes), busy, strict=True):
+            part[0] |= is_busy and not part.any()
+        if inversion.predicted is None or not chosen.any():
+            return []
+        with self._explaining():
+            explanation = self.explainer.refine(inversion.select(chosen), inversion.predicted[chosen])
+        return [(mistaken.nonzero().flatten().tolist(), explanation.select(mistaken[chosen]))]
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        advice = "Give forward= (module, images) → output to call the model otherwise, or another layer=."
+        with attempt("explain the model", advice), self.context():
+            yield
+
+    def _mistaken(self, inversion: Inversion) -> Tensor:
+        if inversion.predicted is None or self.labels is None:
+            return torch.zeros(len(self.images), dtype=torch.bool)
+        return inversion.predicted != self.labels
+
+    def _invert(self) -> Inversion:
+        try:
+            return self.explainer.invert(self.images)
+        except _WRONG_CALL as error:
+            own = [self.settings.explainer[name] for name in ("forward", "background", "score")]
+            if any(map(callable, own)):  # the user's own code may be what failed
+                raise
+            raise UsageError(
+                f"forward() was called with {describe(self.images)}, the images in a validation batch, which is "
+                f"{self.batch}, and failed with {type(error).__name__}: {error}. "
+                "Give forward= (module, images → logits), or batch= (batch → images, labels)."
+            ) from error
+
+    def _check_class_names(self, inversion: Inversion) -> None:
+        names = as_names(self.settings.class_names)
+        if names is None or inversion.predicted is None:
+            return
+        classes = inversion.logits().shape[1]
+        if classes > 1 and len(names) < classes:
+            raise UsageError(
+                f"class_names has {len(names)} names, but the model has {classes} classes: give a name for each."
+            )
+
+
+def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:
+    """The chunks of this rank for which any rank makes a pass; a rank that ran out of memory has more of them."""
+    return [any(other[chunk] for other in flags if chunk < len(other)) for chunk in range(len(flags[rank]))]
+
+
 def choose_targets(targets: Targets, inversion: Inversion, labels: Tensor | None) -> Tensor | int:
     """Class indices for :meth:`GuidedFeatureInversion.refine`: one for all, (N,) or (N, T).
 
@@ -234,7 +372,13 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     indices = as_indices(settings.samples)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
-    return read_samples(loader, settings.num_samples, indices)
+    advice = "Give samples=: indices of items that can be read, or a ready batch (images, labels)."
+    with preserved_generators(getattr(loader, "dataset", None)), attempt("read its samples", advice):
+        samples = read_samples(loader, settings.num_samples, indices)
+    size = samples.dataset_size
+    if indices is None and size is not None and size < settings.num_samples:
+        warn(f"GFICallback(num_samples={settings.num_samples}) explains only {size}: the validation set has no more.")
+    return samples
 
 
 def _restored_indices(loader: Any, restored: dict[str, Any], warn: Warn) -> list[int] | None:

@@ -40,7 +40,7 @@ def changed_maps(run):
 
 def test_other_samples_in_the_same_folder_do_not_mix(tmp_path):
     for run in (record(0, seed=1), record(7, seed=1), record(0, seed=2)):
-        save_run(tmp_path, run, None)
+        save_run(tmp_path / "gfi", run, None)
     history = History.load(tmp_path)
     assert history.steps == [0], "the samples that were explained last"
     shown = record(0, seed=2).samples[0].image.permute(1, 2, 0)
@@ -51,7 +51,7 @@ def test_round_trip(tmp_path):
     records = [record(0, (1, 2)), record(10, (1, 1)), record(5, (2, 1))]
     records[1] = changed_maps(records[1])
     for run in records:
-        save_run(tmp_path, run, ["ant", "bee"])
+        save_run(tmp_path / "gfi", run, ["ant", "bee"])
     history = History.load(str(tmp_path))
     assert history.steps == [0, 5, 10]
     assert len(history) == 3
@@ -72,7 +72,7 @@ def test_round_trip(tmp_path):
 def test_a_run_of_the_same_step_replaces_the_former(tmp_path):
     first, second = record(3), changed_maps(record(3))
     for run in (first, second):
-        save_run(tmp_path, run, None)
+        save_run(tmp_path / "gfi", run, None)
     history = History.load(tmp_path)
     assert history.steps == [3]
     expected = second.coarse(second.samples[0].targets[0].heatmap)
@@ -82,7 +82,7 @@ def test_a_run_of_the_same_step_replaces_the_former(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
 def test_a_damaged_run_is_skipped_with_a_warning_that_names_it(tmp_path, damage):
     for step in (0, 1, 2):
-        save_run(tmp_path, record(step), None)
+        save_run(tmp_path / "gfi", record(step), None)
     (path,) = (tmp_path / "gfi").glob("run_0000000001_*.npz")
     path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
     with pytest.warns(UserWarning, match=r"run_0000000001_\w+\.npz is damaged and skipped"):
@@ -91,7 +91,7 @@ def test_a_damaged_run_is_skipped_with_a_warning_that_names_it(tmp_path, damage)
 
 
 def test_a_failed_write_leaves_the_former_file_and_no_litter(tmp_path, monkeypatch):
-    save_run(tmp_path, record(0), None)
+    save_run(tmp_path / "gfi", record(0), None)
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir())
 
     def disk_full(file, **arrays):
@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_the_former_file_and_no_litter(tmp_path, monkeypat
 
     monkeypatch.setattr(np, "savez_compressed", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        save_run(tmp_path, changed_maps(record(0)), None)
+        save_run(tmp_path / "gfi", changed_maps(record(0)), None)
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir()) == before
 
 
@@ -111,7 +111,7 @@ def test_no_history(tmp_path):
 
 def test_film_strip(tmp_path):
     for step in range(15):
-        save_run(tmp_path, record(step), None)
+        save_run(tmp_path / "gfi", record(step), None)
     history = History.load(tmp_path)
     whole, half = film_strip(history), film_strip(history, samples=[1])
     assert whole.shape[1] == half.shape[1]

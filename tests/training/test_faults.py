@@ -1,191 +1,223 @@
-"""Our faults become one warning; misuse is found before the first step."""
+"""Our faults, injected one by one at every boundary, become one warning each, and the next run explains again."""
 
+import errno
+import re
+import signal
 import warnings
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader, TensorDataset
 
-from gfi_lightning import History, UsageError
-from tests.training.modules import Pictures, ToyModule, image_steps, loaders, make_trainer, quick_callback
+from gfi_lightning import History
+from gfi_lightning.recording import history, pictures
+from tests.training.modules import (
+    Pictures,
+    ToyModule,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+    scalar_steps,
+)
 
-
-class FailsInExplaining(ToyModule):
-    """Fails whenever it is run outside its own steps, but for the first few times."""
-
-    patience = 0
-
-    def forward(self, images):
-        if torch.is_grad_enabled() and not self.training:
-            FailsInExplaining.patience -= 1
-            if FailsInExplaining.patience < 0:
-                raise RuntimeError("the cat sat on the keyboard")
-        return super().forward(images)
+pytestmark = pytest.mark.filterwarnings("default:.*GFICallback.*")
 
 
 def our_warnings(caught):
     return [str(warning.message) for warning in caught if "GFICallback" in str(warning.message)]
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
-@pytest.mark.parametrize("patience", [0, 5])
-def test_a_failure_becomes_one_warning_and_training_goes_on(tmp_path, patience):
-    FailsInExplaining.patience = patience
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"), max_epochs=3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(FailsInExplaining(), **loaders())
-    assert trainer.current_epoch == 3
-    (message,) = our_warnings(caught)
-    assert "could not explain, and the run goes on: RuntimeError: the cat sat on the keyboard" in message
-    assert "on_error='raise'" in message
+class Fault:
+    """Something that fails in the second epoch, or before the first step."""
+
+    def __init__(self, error, epoch=1):
+        self.error, self.epoch, self.hits = error, epoch, 0
+        self.module = None
+
+    def strike(self):
+        if self.module.trainer.current_epoch == self.epoch:
+            self.hits += 1
+            raise self.error
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
-def test_the_next_run_explains_again(tmp_path):
-    class FailsOnce(ToyModule):
-        def forward(self, images):
-            if self.trainer.current_epoch == 1 and torch.is_grad_enabled() and not self.training:
-                raise RuntimeError("only in the second epoch")
-            return super().forward(images)
+class FaultyModule(ToyModule):
+    """Lets a fault strike in the forward passes of an explanation."""
 
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"), max_epochs=4)
-    with pytest.warns(UserWarning, match="only in the second epoch"):
-        trainer.fit(FailsOnce(), **loaders())
-    assert image_steps(trainer) == [0, 3, 11, 15]
+    def __init__(self, fault=None):
+        super().__init__()
+        self.fault = fault
 
-
-def test_on_error_raise(tmp_path):
-    FailsInExplaining.patience = 5
-    trainer = make_trainer(tmp_path, quick_callback(on_error="raise"))
-    with pytest.raises(RuntimeError, match="the cat sat"):
-        trainer.fit(FailsInExplaining(), **loaders())
+    def forward(self, images):
+        if self.fault is not None and not self.training and torch.is_grad_enabled():
+            self.fault.strike()
+        return super().forward(images)
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
-def test_a_logger_that_fails(tmp_path):
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"))
-    trainer.logger.experiment.add_image = None
-    with pytest.warns(UserWarning, match="GFICallback could not explain, and the run goes on: TypeError"):
-        trainer.fit(ToyModule(), **loaders())
-    assert trainer.current_epoch == 2
+def in_forward(fault, monkeypatch):
+    return {"module": FaultyModule(fault)}
 
 
-def tensors(images, *others):
-    return DataLoader(TensorDataset(images, *others), 4)
+def in_hook_registration(fault, monkeypatch):
+    module = FaultyModule()
+
+    def refuse(*args, **kwargs):
+        fault.strike()
+        return torch.nn.Module.register_forward_hook(module.network.coarse, *args, **kwargs)
+
+    monkeypatch.setattr(module.network.coarse, "register_forward_hook", refuse)
+    return {"module": module}
 
 
-PICTURES, LABELS = torch.rand(8, 3, 16, 16), torch.arange(8) % 5
+def in_data_set(fault, monkeypatch):
+    class Broken(Pictures):
+        def __getitem__(self, index):
+            if index == 12 and fault.module.trainer.state.stage == "train":  # not in a validation step
+                fault.strike()
+            return super().__getitem__(index)
 
-MISUSES = {
-    "unknown layer": ({"layer": "layer4"}, None, r"layer='layer4' does not exist\. Usable layers"),
-    "flat layer": ({"layer": "network.head.3"}, None, "has no spatial extent"),
-    "samples out of range": (
-        {"samples": [0, 20]},
-        None,
-        r"samples=\[0, 20\] cannot be read from .* of 20 items",
-    ),
-    "class names": ({"class_names": ["cat", "dog"]}, None, "class_names has 2 names, but the model has 5 classes"),
-    "mean": ({"mean": [0.5] * 4, "std": [0.5] * 4}, None, "has 4 numbers, but the images have 3 channels"),
-    "target": ({"targets": 7}, None, "targets reach from 7 to 7, but the model has 5 classes"),
-    "labels of other classes": ({}, tensors(PICTURES, LABELS + 3), "targets reach from 3 to 6, but the model has 5"),
-    "flat data": (
-        {},
-        tensors(PICTURES.flatten(1), LABELS),
-        r"A validation batch is list\(Tensor\(3, 768\) of float32, Tensor\(3,\) of int64\)\. Expected is \(images,",
-    ),
-    "volumes": ({}, tensors(PICTURES[:, :, None], LABELS), r"Tensor\(3, 3, 1, 16, 16\)"),
-    "bytes": ({}, tensors((PICTURES * 255).byte(), LABELS), "of uint8"),
+    return {"val": Broken()}
+
+
+def in_transfer(fault, monkeypatch):
+    class OnDevice(FaultyModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            if len(batch[0]) == 3:  # ours
+                fault.strike()
+            return batch
+
+    return {"module": OnDevice()}
+
+
+def in_drawing(fault, monkeypatch):
+    compose = pictures.compose
+
+    def fail(*args):
+        fault.strike()
+        return compose(*args)
+
+    monkeypatch.setattr(pictures, "compose", fail)
+    return {}
+
+
+def on_disk(fault, monkeypatch):
+    replace = history.os.replace
+
+    def fail(*args):
+        fault.strike()
+        return replace(*args)
+
+    monkeypatch.setattr(history.os, "replace", fail)
+    return {}
+
+
+def in_logger(method):
+    def inject(fault, monkeypatch):
+        def sabotage(trainer):
+            # Ours alone: Lightning's own calls go through the same methods.
+            owner = trainer.logger if method == "log_metrics" else trainer.logger.experiment
+            original = getattr(owner, method)
+
+            def fail(*args, **kwargs):
+                if "gfi" in str((args, kwargs)):
+                    fault.strike()
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(owner, method, fail)
+
+        return {"sabotage": sabotage}
+
+    return inject
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+EVERYTHING = {"pictures", "curves", "maps"}
+# where, what, the epoch, what is lost by it, what the user reads
+FAULTS = {
+    "forward": (in_forward, RuntimeError("cat on keyboard"), 1, EVERYTHING, "explain the model.*cat.*Give forward="),
+    "forward, at once": (in_forward, RuntimeError("cat"), 0, EVERYTHING, "explain the model.*Give forward="),
+    "CUDA memory": (in_forward, CUDA, 1, EVERYTHING, "explain the model.*CUDA out of memory.*smaller batch_size"),
+    "memory": (in_forward, CPU, 1, EVERYTHING, "explain the model.*can't allocate memory.*smaller batch_size"),
+    "hook": (in_hook_registration, RuntimeError("no hooks"), 1, EVERYTHING, "explain the model.*no hooks.*layer="),
+    "data set": (in_data_set, OSError("image file is truncated"), 0, EVERYTHING, "read its samples.*Give samples="),
+    "transfer": (in_transfer, ValueError("no such device"), 1, EVERYTHING, "bring the samples.*transfer hooks"),
+    "drawing": (in_drawing, MemoryError(), 1, {"pictures"}, "draw its pictures.*MemoryError.*maps and curves are kept"),
+    "disk full": (on_disk, FULL, 1, {"maps"}, "write its maps to .*No space left.*Make room there"),
+    "disk read-only": (on_disk, READ_ONLY, 1, {"maps"}, "write its maps to .*Read-only.*make it writable"),
+    "pictures": (in_logger("add_image"), TypeError("no"), 1, {"pictures"}, "log pictures to TensorBoardLogger.*kept"),
+    "curves": (in_logger("log_metrics"), OSError("gone"), 1, {"curves"}, "log curves to TensorBoardLogger.*All else"),
 }
 
 
-@pytest.mark.parametrize("misuse", MISUSES)
-def test_misuse_ends_the_fit_before_it_begins(tmp_path, misuse):
-    arguments, val, message = MISUSES[misuse]
-
-    class Watched(ToyModule):
-        def unpack(self, batch):
-            return PICTURES[: len(batch[1])], batch[1] % 5
-
-    module = Watched()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn", **arguments))
-    with pytest.raises(UsageError, match=message):
-        trainer.fit(module, loaders()["train_dataloaders"], val or loaders()["val_dataloaders"])
-    assert trainer.global_step == 0
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items() if "running" not in name)
+def state_of(module):
+    return {name: value.tolist() for name, value in module.state_dict().items()}
 
 
-def test_no_validation_data(tmp_path):
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"))
-    with pytest.raises(UsageError, match=r"found no validation data to explain: .* or give samples=\(images, labels\)"):
-        trainer.fit(ToyModule(), loaders()["train_dataloaders"])
+def hooks_of(module):
+    return [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
-def test_unlabelled_images_are_explained_by_their_predicted_class(tmp_path):
-    class Unlabelled(ToyModule):
-        def validation_step(self, batch, batch_idx):
-            pass
-
-    trainer = make_trainer(tmp_path, quick_callback())
-    with pytest.warns(UserWarning, match="found no class indices .* it explains the predicted classes"):
-        trainer.fit(Unlabelled(), loaders()["train_dataloaders"], tensors(PICTURES))
-    assert image_steps(trainer) == [0, 3, 7]
-
-
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
-def test_a_data_set_that_fails_to_read(tmp_path):
-    class Broken(Pictures):
-        def __getitem__(self, index):
-            if index == 4:
-                raise OSError("image file is truncated")
-            return super().__getitem__(index)
-
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn"), limit_val_batches=1)
-    with pytest.warns(UserWarning, match="OSError: image file is truncated"):
-        trainer.fit(ToyModule(), **loaders(val=Broken()))
-    assert trainer.current_epoch == 2
+def fit_with(folder, monkeypatch, name, before=None, **options):
+    inject, error, epoch, _, _ = FAULTS[name]
+    fault = Fault(error, epoch)
+    injected = inject(fault, monkeypatch)
+    torch.manual_seed(0)
+    module = fault.module = injected.get("module") or FaultyModule()
+    callback = quick_callback(**{"on_error": "warn"} | options)
+    callbacks = [callback] if before is None else [before, callback]
+    trainer = make_trainer(folder, *callbacks, max_epochs=4, num_sanity_val_steps=0)
+    injected.get("sabotage", lambda trainer: None)(trainer)
+    trainer.fit(module, **loaders(val=injected.get("val")))
+    return trainer, module, fault
 
 
-class TakesTheBatch(ToyModule):
-    def forward(self, batch):
-        return super().forward(batch["image"])
-
-    def unpack(self, batch):
-        return {"image": batch[0]}, batch[1]
-
-
-@pytest.mark.parametrize(
-    ("module", "arguments", "message"),
-    [
-        (
-            TakesTheBatch,
-            {},
-            r"forward\(\) was called with Tensor\(3, 3, 16, 16\) of float32, the images in a validation batch, "
-            r"which is list\(.*\), and failed with IndexError: .* Give forward=",
-        ),
-        (
-            ToyModule,
-            {"batch": lambda batch: {"image": batch[0]}},
-            r"batch= returned \{'image': .*; expected are images",
-        ),
-        (
-            ToyModule,
-            {"batch": lambda batch: batch[0]},
-            r"batch= returned Tensor\(3, 3, 16, 16\) .*; expected are images",
-        ),
-    ],
-)
-def test_what_was_found_is_told_before_the_first_step(tmp_path, module, arguments, message):
-    trainer = make_trainer(tmp_path, quick_callback(on_error="warn", **arguments))
-    with pytest.raises(UsageError, match=message):
-        trainer.fit(module(), **loaders())
-    assert trainer.global_step == 0
+@pytest.fixture(scope="module")
+def plain_weights(tmp_path_factory):
+    torch.manual_seed(0)
+    module = FaultyModule()
+    trainer = make_trainer(tmp_path_factory.mktemp("plain"), max_epochs=4, num_sanity_val_steps=0)
+    trainer.fit(module, **loaders())
+    return state_of(module)
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_becomes_one_warning_and_the_next_run_explains_again(tmp_path, monkeypatch, plain_weights, name):
+    *_, epoch, lost, message = FAULTS[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, module, fault = fit_with(tmp_path, monkeypatch, name)
+    assert fault.hits > 0
+    assert trainer.current_epoch == 4
+    (said,) = our_warnings(caught)
+    assert re.search(f"could not {message}", said.replace("\n", " ")), said
+    assert "on_error='raise'" in said
+    assert "and the run goes on" in said
+    assert state_of(module) == plain_weights
+    assert hooks_of(module) == [0] * len(hooks_of(module))
+    spared, struck = [0, 3, 7, 11, 15], [0, 3] if epoch == 0 else [7]
+    # What strikes before the first step and in the first epoch's run has that epoch's place shown by nobody.
+    rest = [step for step in spared if step not in struck]
+    assert image_steps(trainer) == (rest if "pictures" in lost else spared)
+    assert scalar_steps(trainer, "gfi/removed") == (rest if "curves" in lost else spared)
+    assert History.load(trainer.log_dir).steps == (rest if "maps" in lost else spared)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_on_error_raise_raises_the_original_error_with_our_context(tmp_path, monkeypatch, name):
+    _, error, _, _, message = FAULTS[name]
+    with pytest.raises(type(error)) as raised:
+        fit_with(tmp_path, monkeypatch, name, on_error="raise")
+    assert raised.value is error
+    context = " ".join(getattr(error, "__notes__", []))
+    assert context.startswith("GFICallback could not ")
+    assert re.search(message.split(".*")[0], context)
+
+
 def test_the_same_fault_with_other_numbers_is_told_once(tmp_path):
     class Counting(ToyModule):
         calls = 0
@@ -193,18 +225,94 @@ def test_the_same_fault_with_other_numbers_is_told_once(tmp_path):
         def forward(self, images):
             if torch.is_grad_enabled() and not self.training:
                 Counting.calls += 1
-                raise RuntimeError(f"out of memory: tried to allocate {Counting.calls} GiB")
+                raise RuntimeError(f"failed for the {Counting.calls}. time")
             return super().forward(images)
 
     trainer = make_trainer(tmp_path, quick_callback(on_error="warn"), max_epochs=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(Counting(), **loaders())
-    assert Counting.calls > 1
+    assert Counting.calls == 5  # start, three epochs, end
     assert len(our_warnings(caught)) == 1
 
 
-@pytest.mark.filterwarnings("default:.*GFICallback.*")
+class TooLarge(ToyModule):
+    """Has memory for so many images at once, and no more."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, images):
+        if not self.training and torch.is_grad_enabled() and len(images) > self.most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(images)} GiB")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("most", "chunk"), [(8, 4), (2, 1)])
+def test_out_of_memory_halves_the_chunks_until_it_fits(tmp_path, most, chunk):
+    """Stage 2 takes two images for each one, kept and removed."""
+    results = []
+    for folder, module, options in (("small", TooLarge(most), {}), ("large", ToyModule(), {"chunk_size": chunk})):
+        trainer = make_trainer(tmp_path / folder, quick_callback(num_samples=8, **options), max_epochs=1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.manual_seed(0)
+            trainer.fit(module, **loaders())
+        results.append((History.load(trainer.log_dir), our_warnings(caught)))
+    (halved, (said,)), (expected, nothing) = results
+    assert nothing == []
+    assert f"ran out of memory with 8 images at once, and goes on with {chunk}. GFICallback(chunk_size={chunk})" in said
+    assert halved.steps == expected.steps == [0, 3]
+    for sample in range(8):
+        np.testing.assert_array_equal(halved.heatmaps(sample), expected.heatmaps(sample))
+
+
+def test_not_finite_outputs_give_empty_maps_and_one_warning(tmp_path):
+    class Diverges(ToyModule):
+        def forward(self, images):
+            return super().forward(images) * (float("nan") if self.global_step > 4 else 1.0)
+
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Diverges(), **loaders())
+    (said,) = our_warnings(caught)
+    assert "not finite at step 7, for samples [0, 1, 2]: their maps are empty. A lower learning rate" in said
+    assert image_steps(trainer) == [0, 3, 7, 11, 15]
+    maps = History.load(trainer.log_dir).heatmaps(0)[:, 0]
+    assert maps[1].any()
+    assert not maps[2:].any()
+
+
+class Remembers(L.Callback):
+    """Comes before the callback, and knows how it found the model."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.module = pl_module
+        self.before = self.state()
+
+    def state(self):
+        modes = [part.training for part in self.module.modules()]
+        return modes, state_of(self.module), hooks_of(self.module), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("name", ["forward", "hook", "transfer", "drawing", "disk full", "pictures", "curves"])
+def test_an_interrupt_ends_the_run_and_leaves_the_model_as_it_was(tmp_path, monkeypatch, name):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setitem(FAULTS, name, (FAULTS[name][0], KeyboardInterrupt(), *FAULTS[name][2:]))
+    watch = Remembers()
+    try:
+        with pytest.raises(SystemExit):
+            fit_with(tmp_path, monkeypatch, name, before=watch)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
+    assert watch.module.trainer.interrupted
+    assert watch.module.trainer.current_epoch == 1
+    assert watch.state() == watch.before
+    assert all(parameter.requires_grad for parameter in watch.module.parameters())
+
+
 def test_a_trainer_without_tensorboard_keeps_the_maps_and_says_so(tmp_path):
     trainer = make_trainer(tmp_path, quick_callback(), logger=CSVLogger(tmp_path))
     with pytest.warns(UserWarning, match="this Trainer has no TensorBoardLogger: maps are kept in"):

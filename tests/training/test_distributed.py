@@ -1,0 +1,214 @@
+"""Two processes share the work, agree on what failed, and never wait for each other for ever."""
+
+import io
+import os
+import re
+import warnings
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
+from torch.utils.data import DataLoader
+
+from gfi_lightning import History
+from gfi_lightning.training import callback as callback_module
+from tests.training.modules import Pictures, ToyModule, loaders, make_trainer, quick_callback
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+class Counting(ToyModule):
+    """Counts the forward passes of explanations, and may talk to the other ranks in each."""
+
+    def __init__(self, talks=False):
+        super().__init__()
+        self.talks, self.passes = talks, []
+
+    def forward(self, images):
+        if torch.is_grad_enabled() and not self.training:
+            self.explaining(images)
+        return super().forward(images)
+
+    def explaining(self, images):
+        Counting.count += 1
+        if self.talks:
+            distributed.all_reduce(torch.zeros(1))
+
+
+def fit(folder, module, callback, data=None, ranks=2, **options):
+    L.seed_everything(0, verbose=False)
+    if ranks > 1:
+        options = {"strategy": "ddp", "devices": ranks} | options
+    trainer = make_trainer(folder, callback, **{"max_epochs": 2, "num_sanity_val_steps": 0} | options)
+    trainer.fit(module, **(data or loaders()))
+    return trainer
+
+
+def explained(folder, num_samples, talks=False, ranks=2):
+    """Fits, and returns how many passes this rank made to explain."""
+    Counting.count = 0
+    fit(folder, Counting(talks), quick_callback(num_samples=num_samples), ranks=ranks)
+    return Counting.count
+
+
+def pixels(log_dir, tag):
+    events = EventAccumulator(str(log_dir), size_guidance={"images": 0}).Reload()
+    (event, *_) = events.Images(tag)
+    return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)), dtype=int)
+
+
+@pytest.mark.parametrize("num_samples", [8, 5, 1], ids=["even", "uneven", "a rank without samples"])
+def test_the_pictures_are_those_of_one_process(tmp_path, two_ranks, num_samples):
+    passes = two_ranks(explained, tmp_path / "two", num_samples)
+    explained(tmp_path / "one", num_samples, ranks=1)
+    two, one = (History.load(tmp_path / name / "version_0") for name in ("two", "one"))
+    assert passes[0] == passes[1] > 0
+    assert two.steps == [0, 1, 3]
+    assert (two.images == one.images).all()
+    assert (two.labels == one.labels).all()
+    for sample in range(num_samples):  # at step 0, before the batches differ
+        np.testing.assert_array_equal(two.targets(sample)[0], one.targets(sample)[0])
+        np.testing.assert_allclose(two.heatmaps(sample)[0], one.heatmaps(sample)[0], atol=1e-3)
+        shown, expected = (pixels(tmp_path / name / "version_0", f"gfi/sample_{sample}") for name in ("two", "one"))
+        assert np.abs(shown - expected).max() <= 1
+
+
+def test_a_forward_that_talks_to_the_other_ranks(tmp_path, two_ranks):
+    """Three samples: one rank has nothing new to explain in its second place, and is mistaken elsewhere."""
+    passes = two_ranks(explained, tmp_path, 3, True)
+    assert passes[0] == passes[1] > 0
+    assert History.load(tmp_path / "version_0").steps == [0, 1, 3]
+
+
+class Faulty(ToyModule):
+    """Fails on one rank, in the second epoch unless said otherwise."""
+
+    def __init__(self, place, rank):
+        super().__init__()
+        self.place, self.rank, self.requests = place, rank, 0
+
+    def fails(self, place, epoch=1):
+        return (place, RANK, self.trainer.current_epoch) == (self.place, self.rank, epoch)
+
+    def forward(self, images):
+        if torch.is_grad_enabled() and not self.training:
+            if self.fails("forward"):
+                raise RuntimeError("cat on the keyboard")
+            if self.fails("memory") and len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(images)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if self.fails("transfer") and len(batch[0]) == 8:
+            raise ValueError("no way there")
+        return batch
+
+    def train_dataloader(self):
+        return loaders()["train_dataloaders"]
+
+    def val_dataloader(self):
+        self.requests += 1
+        if self.fails("loader", epoch=0) and self.requests == 1:
+            raise OSError("server is down")
+        return DataLoader(Unreadable(self), 4, collate_fn=self.collate)
+
+    def collate(self, items):
+        batch = torch.utils.data.default_collate(items)
+        return [*batch, lambda: None] if self.place == "pickle" and self.trainer.current_epoch == 0 else batch
+
+
+class Unreadable(Pictures):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def __getitem__(self, index):
+        if self.module.trainer.state.stage == "train" and self.module.fails("data set", epoch=0):
+            raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+def fit_with_fault(folder, place, rank, on_error):
+    module = Faulty(place, rank)
+    if place == "drawing" and rank == RANK:
+        original = callback_module.draw_sample
+
+        def draw(*args):
+            if module.fails("drawing"):
+                raise ValueError("no pencil")
+            return original(*args)
+
+        callback_module.draw_sample = draw
+    callback, error = quick_callback(num_samples=8, on_error=on_error), None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fit(folder, module, callback, {"train_dataloaders": None}, max_epochs=3, check_val_every_n_epoch=3)
+        except (Exception, SystemExit) as raised:
+            error = raised
+    if place == "drawing" and rank == RANK:
+        callback_module.draw_sample = original
+    said = [str(warning.message) for warning in caught if "GFICallback" in str(warning.message)]
+    hooks = sum(len(part._forward_hooks) for part in module.modules())
+    return said, hooks, None if error is None else f"{type(error).__name__}: {error}"
+
+
+EVERY = [0, 1, 3, 5]
+# where, on which rank: the steps with a picture, and what the first rank says of it
+FAULTS = {
+    ("forward", 0): ([0, 1, 5], "could not explain the model, .*RuntimeError: cat on the keyboard"),
+    ("forward", 1): ([0, 1, 5], "could not explain the model, .*RuntimeError: cat on the keyboard"),
+    ("memory", 1): (EVERY, "ran out of memory with 4 images at once, and goes on with 1"),
+    ("transfer", 1): ([0, 1, 5], "could not bring the samples to the model, .*no way there"),
+    ("loader", 1): ([1, 3, 5], "could not get the validation loader, .*server is down"),
+    ("data set", 0): ([3, 5], "could not read its samples, .*image file is truncated"),
+    ("data set", 1): (EVERY, None),  # it is not read there
+    ("pickle", 0): ([3, 5], "could not send its samples to the other ranks, .*pickle.*collate function"),
+    ("drawing", 0): ([0, 1, 5], "could not draw its pictures, .*no pencil"),
+}
+
+
+@pytest.mark.parametrize(("place", "rank"), FAULTS, ids=str)
+def test_a_failure_on_one_rank_is_one_warning_and_nobody_waits(tmp_path, two_ranks, place, rank):
+    steps, message = FAULTS[place, rank]
+    (said, *first), (said_elsewhere, *second) = two_ranks(fit_with_fault, tmp_path, place, rank, "warn")
+    assert first == second == [0, None]
+    assert said_elsewhere == []
+    assert len(said) == (message is not None)
+    assert all(re.search(message, text, re.DOTALL) for text in said)
+    events = EventAccumulator(str(tmp_path / "version_0"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("gfi/sample_7")] == steps
+
+
+@pytest.mark.parametrize(
+    ("place", "rank", "errors"),
+    [
+        ("forward", 0, ["RuntimeError: cat", "FaultElsewhere: rank 0 could not explain the model: RuntimeError: cat"]),
+        ("forward", 1, ["FaultElsewhere: rank 1 could not explain the model: RuntimeError: cat", "RuntimeError: cat"]),
+        ("drawing", 0, ["ValueError: no pencil", "FaultElsewhere: rank 0 could not draw its pictures: ValueError"]),
+    ],
+)
+def test_on_error_raise_ends_the_run_on_every_rank(tmp_path, two_ranks, place, rank, errors):
+    results = two_ranks(fit_with_fault, tmp_path, place, rank, "raise")
+    for (said, hooks, error), expected in zip(results, errors, strict=True):
+        assert error.startswith(expected)
+        assert (said, hooks) == ([], 0)
+
+
+def misused(folder, options):
+    try:
+        fit(folder, ToyModule(), quick_callback(on_error="warn", **options))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"layer": "nothing"}, "UsageError: layer='nothing' does not exist"), ({"samples": [99]}, "UsageError: samples=")],
+)
+def test_misuse_ends_the_run_on_every_rank(tmp_path, two_ranks, options, message):
+    assert all(error.startswith(message) for error in two_ranks(misused, tmp_path, options))
