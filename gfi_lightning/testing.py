@@ -32,7 +32,8 @@ _SHOWN_PER_KIND = 3
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 _OURS = re.compile(r"GFICallback|gfi_lightning$")  # keys of a checkpoint, and of its "callbacks"
 _OF_ONE_RUN = {"dirpath", "time_elapsed"}  # what a ModelCheckpoint and a Timer save differs between any two runs
-_REGISTERED = {"training", "_parameters", "_buffers", "_modules"}  # attributes of a module that are looked at as such
+# Attributes of a module that are looked at on their own, and the address that torch.compile notes down.
+_NO_STATE = {"training", "_parameters", "_buffers", "_modules", "_torchdynamo_wrapper_id"}
 
 
 def aggressive_callbacks() -> list[L.Callback]:
@@ -248,7 +249,7 @@ def _state_at_the_end(trainer: L.Trainer, module: L.LightningModule) -> Iterator
         if not _OURS.match(callback.state_key):
             yield from _nested("callback", callback.state_dict(), callback.state_key)
     for name, part in module.named_modules():
-        own = {key: value for key, value in vars(part).items() if key not in _REGISTERED}
+        own = {key: value for key, value in vars(part).items() if key not in _NO_STATE}
         yield from _nested(
             "attribute", {key: value for key, value in own.items() if not _holds_hooks(key, value)}, name
         )
@@ -329,9 +330,9 @@ class _Difference:
 
 def _compare(first: FitRecord, second: FitRecord, in_first: str, in_second: str) -> list[_Difference]:
     """What differs, in the order in which it came about."""
+    if type(first.error) is not type(second.error):  # all else follows from it
+        return [_Difference(("error", ""), f"error: {first.error!r} {in_first}, {second.error!r} {in_second}")]
     found = []
-    if type(first.error) is not type(second.error):
-        found.append(_Difference(("error", ""), f"error: {first.error!r} {in_first}, {second.error!r} {in_second}"))
     for moment in first.moments | second.moments:
         if moment not in first.moments or moment not in second.moments:
             only = in_first if moment in first.moments else in_second
