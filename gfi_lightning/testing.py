@@ -75,21 +75,21 @@ def assert_harmless(
             assert_harmless(lambda: L.Trainer(max_epochs=2, limit_train_batches=4), OurModule, OurData)
     """
 
-    def fit(callbacks: list[L.Callback]) -> FitRecord:
+    def fit(callbacks: Callable[[], list[L.Callback]]) -> FitRecord:
         with _seeded(seed):
-            trainer = _trainer_with(callbacks, make_trainer)
+            trainer = _trainer_with(callbacks(), make_trainer)
             record = record_fit(trainer, make_module(), make_datamodule() if make_datamodule else None)
         if record.error is not None and not isinstance(record.error, Exception):
             raise record.error  # somebody wants to stop
         return record
 
-    without = fit([])
+    without = fit(list)
     if without.error is not None:
         raise without.error
-    watched = fit(make_callbacks())
+    watched = fit(make_callbacks)
     found = _compare(without, watched, "without the callback", "with it")
     if _on_any_rank(bool(found)):
-        own = _compare(without, fit([]), "in one run", "in another")
+        own = _compare(without, fit(list), "in one run", "in another")
         _judge(found, own, watched.error)
     if watched.could_explain and not watched.explained:
         raise AssertionError("Nothing was explained in the fit with the callback: the comparison proves nothing.")
@@ -128,7 +128,7 @@ def record_fit(
     Returns:
         The record, with the error that ended the fit, if one did.
     """
-    record = FitRecord(could_explain=bool(trainer.loggers) and trainer.is_global_zero)
+    record = FitRecord()
     _add_callbacks(trainer, [_Watcher(record)])
     metrics = _MetricRecorder()
     if trainer.loggers:
@@ -137,7 +137,7 @@ def record_fit(
         trainer.fit(module, datamodule=datamodule, **options)
     except BaseException as error:
         record.error = error
-    record.explained = metrics.explained
+    record.explained, record.could_explain = metrics.explained, bool(trainer.loggers) and trainer.is_global_zero
     if trainer.lightning_module is not None:
         entries = [*_state(trainer, trainer.lightning_module), *_state_at_the_end(trainer, trainer.lightning_module)]
         record.end = {(kind, name): _copied(leaf) for kind, name, leaf in entries}
@@ -152,7 +152,7 @@ def differences(record: FitRecord, other: FitRecord) -> list[str]:
         record: of the first fit.
         other: of the second.
     """
-    return [one.text for one in _compare(record, other, "in the first", "in the second")]
+    return list(_compare(record, other, "in the first", "in the second").values())
 
 
 class _MetricRecorder(Logger):
@@ -314,35 +314,28 @@ def _copied(leaf: Any) -> Any:
 
 def _digest(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
-        content = repr(leaf).encode()
-    else:
-        # As bytes: not every type of torch is one of numpy, NaN equals NaN, and -0.0 is not 0.0.
-        flat = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        content = f"{leaf.dtype}{tuple(leaf.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return hashlib.blake2b(repr(leaf).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{leaf.dtype}{tuple(leaf.shape)}".encode(), digest_size=16)
+    # As bytes: not every type of torch is one of numpy, NaN equals NaN, and -0.0 is not 0.0.
+    flat = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Difference:
-    entry: Entry
-    text: str
-
-
-def _compare(first: FitRecord, second: FitRecord, in_first: str, in_second: str) -> list[_Difference]:
-    """What differs, in the order in which it came about."""
+def _compare(first: FitRecord, second: FitRecord, in_first: str, in_second: str) -> dict[Entry, str]:
+    """What differs, in words, in the order in which it came about."""
     if type(first.error) is not type(second.error):  # all else follows from it
-        return [_Difference(("error", ""), f"error: {first.error!r} {in_first}, {second.error!r} {in_second}")]
-    found = []
+        return {("error", ""): f"error: {first.error!r} {in_first}, {second.error!r} {in_second}"}
+    found = {}
     for moment in first.moments | second.moments:
         if moment not in first.moments or moment not in second.moments:
-            only = in_first if moment in first.moments else in_second
-            found.append(_Difference(("moment", moment), f"{moment}: only {only}"))
+            found["moment", moment] = f"{moment}: only {in_first if moment in first.moments else in_second}"
     since = _first_moments(first, second)
     for entry in dict.fromkeys([*since, *first.end, *second.end]):
         what = _difference_at_the_end(first.end, second.end, entry, in_first, in_second)
         if entry in since or what is not None:
             text = f"{entry[0]} {entry[1] or 'of the module itself'}: {what or 'differs'}"
-            found.append(_Difference(entry, text + (f", first at {since[entry]}" if entry in since else "")))
+            found[entry] = f"{text}, first at {since[entry]}" if entry in since else text
     return found
 
 
@@ -375,10 +368,10 @@ def _difference_at_the_end(
     return f"{reprlib.repr(one)} {in_first}, {reprlib.repr(other)} {in_second}"
 
 
-def _judge(found: list[_Difference], own: list[_Difference], error: BaseException | None) -> None:
+def _judge(found: dict[Entry, str], own: dict[Entry, str], error: BaseException | None) -> None:
     """Tell what the callback did, unless the training differs from itself."""
-    clocks = {one.entry for one in own if one.entry[0] == "attribute"}  # that hold the time, say
-    found, own = ([one for one in many if one.entry not in clocks] for many in (found, own))
+    clocks = {entry for entry in own if entry[0] == "attribute"}  # that hold the time, say
+    found, own = ({entry: many[entry] for entry in many if entry not in clocks} for many in (found, own))
     if own:
         raise AssertionError(
             "This training is not reproducible by itself: two runs without the callback, from the same seed, differ. "
@@ -388,10 +381,10 @@ def _judge(found: list[_Difference], own: list[_Difference], error: BaseExceptio
         raise AssertionError(f"The training is not the same with the callback.\n{_readable(found)}") from error
 
 
-def _readable(found: list[_Difference]) -> str:
+def _readable(found: dict[Entry, str]) -> str:
     kinds: dict[str, list[str]] = {}
-    for one in found:
-        kinds.setdefault(one.entry[0], []).append(one.text)
+    for (kind, _), text in found.items():
+        kinds.setdefault(kind, []).append(text)
     lines = []
     for kind, texts in kinds.items():
         lines += texts[:_SHOWN_PER_KIND]

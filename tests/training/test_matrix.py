@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -56,6 +57,7 @@ class Setting:
         before: gives the callbacks that come before ours in the list.
         after: gives those after it.
         ours: arguments of GFICallback.
+        effect: whether the setting had its effect, which otherwise nothing would tell; None: nothing to see.
     """
 
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Setting:
     before: Callable[[], list[L.Callback]] = list
     after: Callable[[], list[L.Callback]] = list
     ours: dict[str, Any] = field(default_factory=dict)
+    effect: Callable[[L.Trainer], bool] | None = None
 
 
 def watching(**options):
@@ -72,12 +75,22 @@ def watching(**options):
 
 def compare(setting, folder, module=None):
     options = {"default_root_dir": folder, **setting.trainer}
-    assert_harmless(
-        lambda callbacks: make_trainer(folder, *setting.before(), *callbacks, *setting.after(), **options),
-        module or setting.module,
-        setting.data,
-        make_callbacks=lambda: watching(**setting.ours),
-    )
+    trainers = []
+
+    def make(callbacks):
+        trainers.append(make_trainer(folder, *setting.before(), *callbacks, *setting.after(), **options))
+        return trainers[-1]
+
+    assert_harmless(make, module or setting.module, setting.data, make_callbacks=lambda: watching(**setting.ours))
+    assert setting.effect is None or all(map(setting.effect, trainers))
+
+
+def learning_rates(trainer):
+    return [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+
+def checkpoints(trainer):
+    return sorted(path.name for path in Path(trainer.checkpoint_callback.dirpath).glob("*.ckpt"))
 
 
 def ready_batch():
@@ -89,8 +102,10 @@ SETTINGS = {
     "precision bf16-mixed": Setting({"precision": "bf16-mixed"}),
     "precision bf16-true": Setting({"precision": "bf16-true"}),
     "precision 64-true": Setting({"precision": "64-true"}),
-    "accumulated gradients": Setting({"accumulate_grad_batches": 2}),
-    "accumulated gradients, epochs that do not divide": Setting({"accumulate_grad_batches": 3}),
+    "accumulated gradients": Setting({"accumulate_grad_batches": 2}, effect=lambda trainer: trainer.global_step == 4),
+    "accumulated gradients, epochs that do not divide": Setting(
+        {"accumulate_grad_batches": 3}, effect=lambda trainer: trainer.global_step == 4
+    ),
     "gradients clipped by norm": Setting({"gradient_clip_val": 0.1}),
     "gradients clipped by value": Setting({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
     "augmentation, worker processes": Setting(data=partial(Data, augment=True, num_workers=1, persistent_workers=True)),
@@ -100,18 +115,29 @@ SETTINGS = {
     "GAN, manual optimisation": Setting(
         module=GAN, ours={"forward": lambda module, images: module.discriminator(images)}
     ),
-    "scheduler by steps": Setting(module=partial(Scheduled, "step")),
-    "scheduler by epochs": Setting(module=partial(Scheduled, "epoch")),
-    "scheduler by a plateau": Setting({"max_epochs": 3}, partial(Scheduled, "plateau")),
+    "scheduler by steps": Setting(
+        module=partial(Scheduled, "step"), effect=lambda trainer: 0.08 < learning_rates(trainer)[0] < 0.1
+    ),
+    "scheduler by epochs": Setting(
+        module=partial(Scheduled, "epoch"), effect=lambda trainer: learning_rates(trainer) == [0.0025]
+    ),
+    "scheduler by a plateau": Setting(
+        {"max_epochs": 3}, partial(Scheduled, "plateau"), effect=lambda trainer: learning_rates(trainer)[0] < 1e-3
+    ),
     "early stopping": Setting(
-        {"max_epochs": 4}, after=lambda: [EarlyStopping("val_loss", patience=1, min_delta=10.0, verbose=True)]
+        {"max_epochs": 4},
+        after=lambda: [EarlyStopping("val_loss", patience=1, min_delta=10.0)],
+        effect=lambda trainer: trainer.current_epoch == 2,
     ),
     "checkpoints by a metric": Setting(
         {"max_epochs": 3, "enable_checkpointing": True},
         after=lambda: [ModelCheckpoint(monitor="val_loss", save_top_k=2, save_last=True)],
+        effect=lambda trainer: len(checkpoints(trainer)) == 3,
     ),
     "checkpoints by steps": Setting(
-        {"enable_checkpointing": True}, before=lambda: [ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)]
+        {"enable_checkpointing": True},
+        before=lambda: [ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)],
+        effect=lambda trainer: checkpoints(trainer) == ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"],
     ),
     "averaged weights (EMA) before us": Setting(
         {"enable_checkpointing": True}, before=lambda: [EMAWeightAveraging(decay=0.5)]
@@ -125,16 +151,26 @@ SETTINGS = {
     "stochastic weight averaging after us": Setting(
         {"max_epochs": 3}, after=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)]
     ),
-    "accumulation by schedule": Setting(after=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})]),
+    "accumulation by schedule": Setting(
+        after=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})], effect=lambda trainer: trainer.global_step == 6
+    ),
     "backbone finetuning": Setting(
-        {"max_epochs": 3}, WithBackbone, after=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1)]
+        {"max_epochs": 3},
+        WithBackbone,
+        after=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
+        effect=lambda trainer: len(learning_rates(trainer)) == 2,
     ),
     "learning rate finder": Setting(
-        module=WithRate,
-        data=partial(Data, batch_size=1),
-        after=lambda: [LearningRateFinder(num_training_steps=20, early_stop_threshold=None)],
+        {"max_epochs": 1},
+        WithRate,
+        partial(Data, batch_size=1),
+        after=lambda: [LearningRateFinder(num_training_steps=16, early_stop_threshold=None)],
+        effect=lambda trainer: learning_rates(trainer) != [1e-2],
     ),
-    "batch size finder": Setting(after=lambda: [BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=2)]),
+    "batch size finder": Setting(
+        after=lambda: [BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=2)],
+        effect=lambda trainer: trainer.datamodule.batch_size == 8,
+    ),
     "validation in mid-epoch": Setting({"val_check_interval": 0.5}),
     "validation every second epoch": Setting({"check_val_every_n_epoch": 2, **NO_FIRST_LOOK}),
     "no validation": Setting({"limit_val_batches": 0}),
