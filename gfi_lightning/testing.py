@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -120,7 +120,7 @@ def record_fit(
     """Fit, and record what happens; also of a fit that is interrupted or fails.
 
     Args:
-        trainer: a new Trainer; it gets one more callback, and one more logger where it has any.
+        trainer: a new Trainer; it gets one more callback.
         module: as for ``trainer.fit``.
         datamodule: likewise.
         options: more arguments of ``trainer.fit``, such as ``ckpt_path``.
@@ -130,18 +130,15 @@ def record_fit(
     """
     record = FitRecord()
     _add_callbacks(trainer, [_Watcher(record)])
-    metrics = _MetricRecorder()
-    if trainer.loggers:
-        trainer.loggers = [*trainer.loggers, metrics]
-    try:
-        trainer.fit(module, datamodule=datamodule, **options)
-    except BaseException as error:
-        record.error = error
-    record.explained, record.could_explain = metrics.explained, bool(trainer.loggers) and trainer.is_global_zero
+    with _metrics_recorded(trainer, record):
+        try:
+            trainer.fit(module, datamodule=datamodule, **options)
+        except BaseException as error:
+            record.error = error
+    record.could_explain = bool(trainer.loggers) and trainer.is_global_zero
     if trainer.lightning_module is not None:
         entries = [*_state(trainer, trainer.lightning_module), *_state_at_the_end(trainer, trainer.lightning_module)]
-        record.end = {(kind, name): _copied(leaf) for kind, name, leaf in entries}
-    record.end |= metrics.logged
+        record.end = {(kind, name): _copied(leaf) for kind, name, leaf in entries} | record.end
     return record
 
 
@@ -155,34 +152,28 @@ def differences(record: FitRecord, other: FitRecord) -> list[str]:
     return list(_compare(record, other, "in the first", "in the second").values())
 
 
-class _MetricRecorder(Logger):
-    """Keeps every metric that is logged, except ours, which it counts."""
+@contextmanager
+def _metrics_recorded(trainer: L.Trainer, record: FitRecord) -> Iterator[None]:
+    """Listen to the loggers, to which Lightning and modules tell metrics, and count our own metrics instead."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.logged: dict[Entry, list[Any]] = {}
-        self.explained = 0
-
-    @property
-    @override
-    def name(self) -> str:
-        return "recorder"
-
-    @property
-    @override
-    def version(self) -> str:
-        return ""
-
-    @override
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.explained += "gfi/preserved" in metrics
+    def listen(
+        number: int, log_metrics: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None
+    ) -> None:
+        record.explained += number == 0 and "gfi/preserved" in metrics
         for name, value in metrics.items():
             if not name.startswith("gfi/"):
-                self.logged.setdefault(("logged metric", f"{name} at step {step}"), []).append(_copied(_leaf(value)))
+                entry = "logged metric", f"{name} at step {step}" + (f", logger {number}" if number else "")
+                record.end.setdefault(entry, []).append(_leaf(value.tolist() if isinstance(value, Tensor) else value))
+        log_metrics(metrics, step)
 
-    @override
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    loggers = list(trainer.loggers)
+    for number, logger in enumerate(loggers):
+        vars(logger)["log_metrics"] = partial(listen, number, logger.log_metrics)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            vars(logger).pop("log_metrics", None)
 
 
 class _Watcher(L.Callback):
@@ -316,9 +307,10 @@ def _digest(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
         return hashlib.blake2b(repr(leaf).encode(), digest_size=16).hexdigest()
     digest = hashlib.blake2b(f"{leaf.dtype}{tuple(leaf.shape)}".encode(), digest_size=16)
-    # As bytes: not every type of torch is one of numpy, NaN equals NaN, and -0.0 is not 0.0.
+    # As bytes: not every type of torch is one of numpy, NaN equals NaN, and -0.0 is not 0.0. And a copy: numpy()
+    # takes from a tensor the right to be resized.
     flat = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(flat.view(torch.uint8).clone().numpy().data)
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ def nudge(callback, trainer, module):
         module.network.head[-1].bias[0] += 1e-7
 
 
-def nudge_for_a_moment(callback, trainer, module):
+def set_option(callback, trainer, module):
     trainer.optimizers[0].param_groups[0]["foreach"] = False  # gives the same numbers
 
 
@@ -113,7 +113,7 @@ PLANTED = {
             "weight network.fine.0.weight",
         ],
     ),
-    "an optimizer's option": (nudge_for_a_moment, ["optimizer 0.param_groups.0.foreach: None without", "at batch 2"]),
+    "an optimizer's option": (set_option, ["optimizer 0.param_groups.0.foreach: None without", "at batch 2"]),
     "an optimizer's state": (change_momentum, ["optimizer 0.state.", "exp_avg: max abs difference", "at batch 2"]),
     "a metric more": (
         lambda callback, *_: callback.log("extra", 1.0),
@@ -122,6 +122,10 @@ PLANTED = {
     "another metric": (
         lambda callback, *_: callback.log("train_loss", 9.0),
         ["logged metric train_loss at step 2: [", "without the callback, [9.0] with it"],
+    ),
+    "a metric past Lightning": (
+        lambda _, trainer, __: trainer.logger.log_metrics({"own": 1.0}, 7),
+        ["logged metric own at step 7: only with it"],
     ),
     "a hook": (leave_a_hook, ["hooks network.pool: 0 without the callback, 1 with it, first at batch 2"]),
     "a tensor's hook": (leave_a_gradient_hook, ["hooks network.head.3.bias: 0 without", "first at batch 2"]),

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from tests.networks import ToyCNN
 from tests.training.modules import CLASSES, Pictures, ToyModule
@@ -139,6 +140,13 @@ class WithBackbone(ToyModule):
         return torch.optim.Adam([one for one in self.parameters() if one.requires_grad], lr=1e-2)
 
 
+class SecondOrder(ToyModule):
+    """LBFGS runs the training step several times for each of its own."""
+
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=3)
+
+
 class WithRate(ToyModule):
     """For LearningRateFinder."""
 
@@ -203,9 +211,11 @@ class Remembering(ToyModule):
         self.kind = kind
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("queue", torch.zeros(3), persistent=False)
+        self.register_buffer("unset", None)
         self.count, self.tensor, self.seen = 0, torch.zeros(()), []
         self.generator = torch.Generator().manual_seed(0)
         self.hidden = [nn.BatchNorm2d(3)]  # in a list: not one of modules()
+        self.metric = MeanMetric()
 
     def forward(self, images):
         mean = images.detach().float().mean()
@@ -213,6 +223,16 @@ class Remembering(ToyModule):
             self.total += mean
         elif self.kind == "buffer replaced":
             self.queue = torch.cat([self.queue[1:], mean[None]])
+        elif self.kind == "buffer resized":
+            self.queue.resize_(len(self.queue) + 1)[-1] = mean
+        elif self.kind == "buffer set for the first time":
+            self.unset = mean if self.unset is None else self.unset + mean
+        elif self.kind == "attribute set for the first time":
+            self.new = getattr(self, "new", 0) + mean
+        elif self.kind == "torchmetric":
+            self.metric.update(mean)
+        elif self.kind == "logger":
+            self.logger.log_metrics({"mean": float(mean)}, step=self.trainer.global_step)
         elif self.kind == "counter":
             self.count += 1
         elif self.kind == "tensor in place":
@@ -228,7 +248,10 @@ class Remembering(ToyModule):
         return super().forward(images)
 
     def state(self):
-        return self.total + self.queue.sum() + self.count + self.tensor + sum(self.seen)
+        late = 0 if self.unset is None else self.unset
+        measured = self.metric.compute() if self.kind == "torchmetric" else 0
+        kept = self.total + self.queue.sum() + self.count + self.tensor + sum(self.seen)
+        return kept + late + measured + getattr(self, "new", 0)
 
     def training_step(self, batch, batch_idx):
         self.log("state", self.state())

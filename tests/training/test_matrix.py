@@ -19,7 +19,9 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from torch._dynamo.utils import counters
@@ -39,6 +41,7 @@ from tests.training.peculiar import (
     Recomputing,
     Remembering,
     Scheduled,
+    SecondOrder,
     TiedWeights,
     UsedTwice,
     WithBackbone,
@@ -160,6 +163,10 @@ SETTINGS = {
         after=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
         effect=lambda trainer: len(learning_rates(trainer)) == 2,
     ),
+    "pruning before us": Setting(before=lambda: [ModelPruning("l1_unstructured", amount=0.5)]),
+    "pruning after us": Setting(after=lambda: [ModelPruning("l1_unstructured", amount=0.5)]),
+    "learning rate monitor": Setting(module=partial(Scheduled, "step"), after=lambda: [LearningRateMonitor("step")]),
+    "LBFGS": Setting(module=SecondOrder),
     "learning rate finder": Setting(
         {"max_epochs": 1},
         WithRate,
@@ -173,6 +180,8 @@ SETTINGS = {
     ),
     "validation in mid-epoch": Setting({"val_check_interval": 0.5}),
     "validation every second epoch": Setting({"check_val_every_n_epoch": 2, **NO_FIRST_LOOK}),
+    "validation by steps": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
+    "max_steps in mid-epoch": Setting({"max_steps": 6}, effect=lambda trainer: trainer.global_step == 6),
     "no validation": Setting({"limit_val_batches": 0}),
     "no validation loader": Setting(data=partial(Data, val=False), ours={"samples": ready_batch()}),
     "samples as a ready batch": Setting(ours={"samples": ready_batch()}),
@@ -197,10 +206,11 @@ SETTINGS = {
     "lazy layers, first called in training": Setting(NO_FIRST_LOOK, Lazy),
     "InstanceNorm with running statistics": Setting(module=InstanceNormed),
     **{
-        f"forward changes a {kind}": Setting(module=partial(Remembering, kind))
+        f"forward changes: {kind}": Setting(NO_FIRST_LOOK if "first" in kind else {}, partial(Remembering, kind))
         for kind in (
-            *("buffer in place", "buffer replaced", "counter", "list", "tensor in place", "tensor replaced"),
-            *("generator", "hidden module"),
+            *("buffer in place", "buffer replaced", "buffer resized", "buffer set for the first time"),
+            *("counter", "list", "tensor in place", "tensor replaced", "attribute set for the first time"),
+            *("generator", "hidden module", "torchmetric", "logger"),
         )
     },
     **{
