@@ -1,23 +1,28 @@
 """Modules with a peculiarity each, of the kinds that real projects have."""
 
+import itertools
+from functools import partial
+
 import lightning as L
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
 from tests.networks import ToyCNN
 from tests.training.modules import CLASSES, Pictures, ToyModule
 
+FEW_PICTURES = partial(Pictures, 8)
+
 
 class Data(L.LightningDataModule):
-    """Four shuffled batches, augmented on request, and a validation set."""
+    """Four shuffled batches, augmented on request, and a validation set, which ``val`` gives."""
 
-    def __init__(self, augment=False, batch_size=4, val=True, **loader_options):
+    def __init__(self, augment=False, batch_size=4, val=FEW_PICTURES, **loader_options):
         super().__init__()
-        self.train, self.val = Pictures(16, augment, seed=1), Pictures(8, augment) if val else None
+        self.train, self.val = Pictures(16, augment, seed=1), val()
         self.batch_size = batch_size
         self.loader_options = loader_options
 
@@ -26,6 +31,28 @@ class Data(L.LightningDataModule):
 
     def val_dataloader(self):
         return [] if self.val is None else DataLoader(self.val, self.batch_size, **self.loader_options)
+
+
+class CountsReads(Pictures):
+    """What it gives depends on how often it has been read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        image, label = super().__getitem__(index)
+        return image * self.reads, label
+
+
+class Stream(IterableDataset):
+    """Goes on where it was left, and comes to no end."""
+
+    def __init__(self, size):
+        pictures = Pictures(size)
+        self.size, self.rest = size, (pictures[number % size] for number in itertools.count())
+
+    def __iter__(self):
+        return itertools.islice(self.rest, self.size - 1)
 
 
 class FrozenPart(ToyModule):

@@ -29,9 +29,10 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from gfi_lightning.testing import assert_harmless, differences, record_fit
 from tests.networks import random_images
-from tests.training.modules import ToyModule, make_trainer, quick_callback
+from tests.training.modules import Pictures, ToyModule, make_trainer, quick_callback
 from tests.training.peculiar import (
     GAN,
+    CountsReads,
     Data,
     FrozenPart,
     Hooked,
@@ -42,6 +43,7 @@ from tests.training.peculiar import (
     Remembering,
     Scheduled,
     SecondOrder,
+    Stream,
     TiedWeights,
     UsedTwice,
     WithBackbone,
@@ -111,7 +113,9 @@ SETTINGS = {
     ),
     "gradients clipped by norm": Setting({"gradient_clip_val": 0.1}),
     "gradients clipped by value": Setting({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
-    "augmentation, worker processes": Setting(data=partial(Data, augment=True, num_workers=1, persistent_workers=True)),
+    "augmentation, worker processes": Setting(
+        data=partial(Data, augment=True, val=partial(Pictures, 8, augment=True), num_workers=1, persistent_workers=True)
+    ),
     "frozen part in eval mode": Setting(module=FrozenPart),
     "a module used twice": Setting(module=UsedTwice),
     "tied weights": Setting(module=TiedWeights),
@@ -183,8 +187,10 @@ SETTINGS = {
     "validation by steps": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
     "max_steps in mid-epoch": Setting({"max_steps": 6}, effect=lambda trainer: trainer.global_step == 6),
     "no validation": Setting({"limit_val_batches": 0}),
-    "no validation loader": Setting(data=partial(Data, val=False), ours={"samples": ready_batch()}),
+    "no validation loader": Setting(data=partial(Data, val=lambda: None), ours={"samples": ready_batch()}),
     "samples as a ready batch": Setting(ours={"samples": ready_batch()}),
+    "validation set that counts its reads": Setting(data=partial(Data, val=partial(CountsReads, 8))),
+    "validation set that is a stream": Setting(data=partial(Data, val=partial(Stream, 8))),
     "no sanity check": Setting(NO_FIRST_LOOK),
     "fast_dev_run": Setting({"fast_dev_run": 3}),
     "overfit_batches": Setting({"overfit_batches": 2}),
