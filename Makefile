@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
 
 test: check
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""Leave everything as it was found: random numbers, and a module's modes, flags and buffers."""
+"""Leave everything as it was found: random numbers, modes, flags, and whatever a forward pass may change."""
 
 import copy
 import dis
@@ -6,16 +6,19 @@ import inspect
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
+
+Restore = Callable[[], Any]
 
 
 @contextmanager
@@ -45,67 +48,25 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_generators(owner: Any) -> Iterator[None]:
-    """Put back the random generators that a data set, one that it wraps, or their transforms own."""
-    states = [(generator, _state(generator)) for generator in _generators(owner, depth=8)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            _set_state(generator, state)
-
-
-_OWNERS = ("dataset", "datasets", "transform", "transforms", "target_transform")
-
-
-def _generators(owner: Any, depth: int) -> Iterator[Any]:
-    if depth == 0 or owner is None:
-        return
-    parts = list(owner) if isinstance(owner, (list, tuple)) else list(getattr(owner, "__dict__", {}).values())
-    yield from (
-        part
-        for part in parts
-        if isinstance(part, (random.Random, np.random.Generator, np.random.RandomState, torch.Generator))
-    )
-    inner = parts if isinstance(owner, (list, tuple)) else [getattr(owner, name, None) for name in _OWNERS]
-    for part in inner:
-        yield from _generators(part, depth - 1)
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-@contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run a module for explaining: in eval mode, frozen, eager, with gradients to be had for its input.
 
-    Afterwards every module's own train/eval flag, every parameter's ``requires_grad``, every buffer, every other
-    attribute of a module (counters, lists, stored activations), every hook and the random states are as they
-    were, also after an exception. Gradients (``.grad``) are not touched at all.
+    Afterwards every part's own train/eval flag, every parameter's ``requires_grad``, every buffer, every other
+    attribute of a part (counters, lists, metrics, generators), every hook, what the hooks keep elsewhere, and the
+    random states are as they were, also after an exception. Gradients (``.grad``) are not touched at all.
 
     The user's hooks that only look on are not called: backward hooks, and forward hooks that cannot return
-    anything. What they collect would be about our passes, and not about the run.
+    anything. What they write down would be about our passes, and not about the run.
     """
+    parts = list(_parts(module))
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
-        stack.enter_context(_preserved_attributes(module))
-        _silence_observers(module)  # the line above brings them back
-        stack.enter_context(_eval_mode(module))
-        stack.enter_context(_frozen(module))
+        stack.enter_context(preserved_state(parts))
+        _silence_observers(parts)  # the line above brings them back
+        stack.enter_context(_preserved(_mementos_of_hooks(parts)))
+        stack.enter_context(_eval_mode(parts))
+        stack.enter_context(_frozen(parts))
+        stack.enter_context(_without_reentrant_checkpointing())
         if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and the import would take seconds
             # A compiled forward ignores hooks that came after its compilation.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -115,10 +76,22 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """A module's modules, and those that it hides from PyTorch in a list or the like, as people do with teachers."""
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            waiting += [held for held in _held_by(part) if isinstance(held, nn.Module)]
+    yield from found.values()
+
+
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def _eval_mode(parts: Iterable[nn.Module]) -> Iterator[None]:
     # The flags are set one by one: `.eval()` may be overridden, and `.train()` would wake up frozen parts.
-    flags = [(part, part.training) for part in module.modules()]
+    flags = [(part, part.training) for part in parts]
     try:
         for part, _ in flags:
             part.training = False
@@ -129,10 +102,10 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def _frozen(parts: Iterable[nn.Module]) -> Iterator[None]:
     # Only ω needs a gradient: without theirs, the weights' share of the backward pass and the activations
     # saved for it fall away.
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trainable = [one for part in parts for one in part.parameters(recurse=False) if one.requires_grad]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
@@ -142,8 +115,19 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _silence_observers(module: nn.Module) -> None:
-    for part in module.modules():
+@contextmanager
+def _without_reentrant_checkpointing() -> Iterator[None]:
+    # torch refuses autograd.grad through it, and what is seen within has no gradient: it is called directly.
+    before = CheckpointFunction.apply
+    CheckpointFunction.apply = staticmethod(lambda function, _, *args: function(*args))
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = before
+
+
+def _silence_observers(parts: Iterable[nn.Module]) -> None:
+    for part in parts:
         part._backward_hooks.clear()
         part._backward_pre_hooks.clear()
         for key in [key for key, hook in part._forward_hooks.items() if _cannot_return(hook)]:
@@ -167,38 +151,120 @@ def _cannot_return(hook: Any) -> bool:
     )
 
 
-# What a forward may change: attributes are put back, of these kinds with their content, tensors by value.
-_CONTAINERS = (list, dict, set, deque, OrderedDict, Counter, defaultdict)
+@contextmanager
+def preserved_state(owners: Iterable[Any], tensors: bool = True) -> Iterator[None]:
+    """Put back the attributes of objects, and what they hold of the kinds that change in place.
+
+    These are lists, dictionaries, sets and queues with their content, random generators with their state, and
+    tensors with their values.
+
+    Args:
+        owners: the objects.
+        tensors: whether to put back those, too, which takes a copy of each.
+    """
+    with _preserved([memento for owner in owners for memento in _mementos(owner, tensors)]):
+        yield
 
 
 @contextmanager
-def _preserved_attributes(module: nn.Module) -> Iterator[None]:
-    attributes = [(vars(part), dict(vars(part))) for part in module.modules()]
-    own = [value for _, before in attributes for value in before.values()]
-    containers = [(value, copy.copy(value)) for value in own if type(value) in _CONTAINERS]
-    buffers = [buffer for part in module.modules() for buffer in part._buffers.values()]
-    tensors = [(value, value.detach().clone()) for value in (*own, *buffers) if _has_values(value)]
+def _preserved(mementos: Iterable[Restore]) -> Iterator[None]:
+    mementos = list(mementos)
     try:
         yield
     finally:
-        for now, before in attributes:
-            for added in now.keys() - before.keys():
-                del now[added]
-            now.update(before)
-        for container, before in containers:
-            _refill(container, before)
-        for tensor, before in tensors:
-            # Compared first: writing the same values again would still count as a change to autograd.
-            if not torch.equal(tensor, before):
-                with torch.no_grad():
-                    tensor.copy_(before)
+        for restore in mementos:
+            restore()
+
+
+def _mementos(owner: Any, tensors: bool = True) -> Iterator[Restore]:
+    if hasattr(owner, "__dict__"):
+        yield partial(_restore_attributes, vars(owner), dict(vars(owner)))
+    for held in [owner, *_held_by(owner)]:
+        if type(held) in _CONTAINERS:
+            yield partial(_refill, held, copy.copy(held))
+        elif isinstance(held, random.Random):
+            yield partial(held.setstate, held.getstate())
+        elif isinstance(held, np.random.Generator):
+            yield partial(setattr, held.bit_generator, "state", held.bit_generator.state)
+        elif isinstance(held, np.random.RandomState | torch.Generator):
+            restore: Callable[[Any], Any] = held.set_state
+            yield partial(restore, held.get_state())
+        elif tensors and _has_values(held):
+            yield partial(_restore_values, held, held.detach().clone())
+
+
+_CONTAINERS = (list, dict, set, deque, OrderedDict, Counter, defaultdict)
+
+
+def _held_by(owner: Any) -> list[Any]:
+    """An object's attributes, and what the containers among them hold; or what a container holds."""
+    attributes = list(getattr(owner, "__dict__", {}).values())
+    containers = [held for held in (owner, *attributes) if isinstance(held, (*_CONTAINERS, tuple))]
+    contents = [one.values() if isinstance(one, Mapping) else one for one in containers]
+    return [*attributes, *(inner for content in contents for inner in content)]
 
 
 def _has_values(value: Any) -> bool:
-    # Not of a subclass, which may be spread over ranks, or have no values yet.
+    # Not of a subclass, which may be a parameter, be spread over ranks, or have no values yet.
     return type(value) is Tensor and value.layout == torch.strided and not value.is_meta
+
+
+def _restore_attributes(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for added in now.keys() - before.keys():
+        del now[added]
+    now.update(before)
 
 
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+
+
+def _restore_values(tensor: Tensor, before: Tensor) -> None:
+    with torch.no_grad():
+        if tensor.shape != before.shape:
+            tensor.set_(before)  # type: ignore[call-overload]
+        # Compared first: writing the same values again would still count as a change to autograd.
+        elif not torch.equal(tensor, before):
+            tensor.copy_(before)
+
+
+def _mementos_of_hooks(parts: Iterable[nn.Module]) -> Iterator[Restore]:
+    """For whatever the hooks that are still there can reach: the objects that they are methods of, and variables."""
+    hooks = [hook for part in parts for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
+    reached: dict[int, Any] = {}
+    for hook in hooks:
+        while isinstance(hook, partial):
+            reached |= {id(one): one for one in (*hook.args, *hook.keywords.values())}
+            hook = hook.func
+        if isinstance(hook, MethodType):
+            reached[id(hook.__self__)] = hook.__self__
+            hook = hook.__func__
+        if not isinstance(hook, FunctionType):
+            reached[id(hook)] = hook
+            continue
+        for cell in hook.__closure__ or ():
+            with suppress(ValueError):  # nothing has been assigned yet
+                yield partial(setattr, cell, "cell_contents", cell.cell_contents)
+                reached[id(cell.cell_contents)] = cell.cell_contents
+        for name in {*hook.__code__.co_names} & hook.__globals__.keys():
+            yield partial(hook.__globals__.__setitem__, name, hook.__globals__[name])
+            reached[id(hook.__globals__[name])] = hook.__globals__[name]
+    for owner in reached.values():
+        if not isinstance(owner, (ModuleType, type, FunctionType, nn.Module)):
+            yield from _mementos(owner)
+
+
+def parts_of_dataset(dataset: Any) -> list[Any]:
+    """A data set, those that it wraps, and their transforms: whatever may change when an item is read."""
+    found: dict[int, Any] = {}
+    waiting = [dataset]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in found:
+            found[id(part)] = part
+            waiting += part if isinstance(part, (list, tuple)) else [getattr(part, name, None) for name in _WRAPPED]
+    return list(found.values())
+
+
+_WRAPPED = ("dataset", "datasets", "transform", "transforms", "target_transform")

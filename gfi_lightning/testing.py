@@ -31,6 +31,7 @@ Entry = tuple[str, str]  # a kind, such as "weight", and a name
 _SHOWN_PER_KIND = 3
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 _OURS = re.compile(r"GFICallback|gfi_lightning$")  # keys of a checkpoint, and of its "callbacks"
+_EXPLAINED = re.compile(r"gfi/(.+/)?preserved")  # a metric that every explanation logs
 _OF_ONE_RUN = {"dirpath", "time_elapsed"}  # what a ModelCheckpoint and a Timer save differs between any two runs
 # Attributes of a module that are looked at on their own, and the address that torch.compile notes down.
 _NO_STATE = {"training", "_parameters", "_buffers", "_modules", "_torchdynamo_wrapper_id"}
@@ -38,7 +39,9 @@ _NO_STATE = {"training", "_parameters", "_buffers", "_modules", "_torchdynamo_wr
 
 def aggressive_callbacks() -> list[L.Callback]:
     """The callbacks that :func:`assert_harmless` adds by default: they explain as often as possible."""
-    return [GFICallback(every_n_steps=1, num_samples=2, on_error="raise")]
+    every_epoch = GFICallback(num_samples=2, on_error="raise")
+    every_step = GFICallback(every_n_steps=1, num_samples=2, on_error="raise")
+    return [every_step, every_epoch]
 
 
 def assert_harmless(
@@ -60,8 +63,8 @@ def assert_harmless(
         make_trainer: gives a new Trainer each time; of no arguments, or of the list of callbacks to add.
         make_module: gives a new module each time; everything is seeded before.
         make_datamodule: gives a new data module each time; None: the module has its own loaders.
-        make_callbacks: the callbacks to judge; by default a :class:`~gfi_lightning.GFICallback` that explains after
-            every step. Give your own for other arguments, such as ``forward=``.
+        make_callbacks: the callbacks to judge; by default one :class:`~gfi_lightning.GFICallback` that explains after
+            every step and one that does so after every epoch. Give your own for arguments such as ``forward=``.
         seed: of all fits. The process's own random states are put back afterwards.
 
     Raises:
@@ -159,7 +162,7 @@ def _metrics_recorded(trainer: L.Trainer, record: FitRecord) -> Iterator[None]:
     def listen(
         number: int, log_metrics: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None
     ) -> None:
-        record.explained += number == 0 and "gfi/preserved" in metrics
+        record.explained += number == 0 and any(_EXPLAINED.fullmatch(name) for name in metrics)
         for name, value in metrics.items():
             if not name.startswith("gfi/"):
                 entry = "logged metric", f"{name} at step {step}" + (f", logger {number}" if number else "")

@@ -244,7 +244,7 @@ def image_size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
 
 
-def module_name(model: nn.Module, layer: str | nn.Module) -> str:
+def module_name(model: nn.Module, layer: str | nn.Module, argument: str = "layer") -> str:
     """The dotted name of a layer.
 
     Raises:
@@ -257,5 +257,5 @@ def module_name(model: nn.Module, layer: str | nn.Module) -> str:
         if module is layer:
             return str(name)
     raise UsageError(
-        f"layer={type(layer).__name__}(...) is not part of this model: give one of its modules, or a name."
+        f"{argument}={type(layer).__name__}(...) is not part of this model: give one of its modules, or a name."
     )

@@ -45,7 +45,9 @@ class Network:
     ) -> None:
         self.model = model
         self.layer = None if layer is None else module_name(model, layer)
-        self._inversion_layer = None if inversion_layer is None else module_name(model, inversion_layer)
+        self._inversion_layer = (
+            None if inversion_layer is None else module_name(model, inversion_layer, "inversion_layer")
+        )
         self._inversion_call = 0
         self._forward = forward
         self._lifts_no_grad = False

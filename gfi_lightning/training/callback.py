@@ -1,12 +1,10 @@
 """The callback: when to explain, and where the pictures go."""
 
-import re
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,13 @@ from gfi_lightning.recording.history import save_run
 from gfi_lightning.recording.loggers import log_pictures, log_scalars, shows_images
 from gfi_lightning.recording.pictures import Pixels, draw_overview, draw_sample
 from gfi_lightning.recording.record import Record
-from gfi_lightning.training import internals
+from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import SplitBatch, is_batch
 from gfi_lightning.training.session import Session, Settings, Targets
 
 ROOT = "gfi"  # of all tags, and the folder of the maps
 _STATE = "gfi_lightning"  # where our state lies in a checkpoint
-_NAME = re.compile(r"[\w-]+")
 _SEED = 0  # of everything random that explaining runs into, so that the same weights give the same picture
 
 
@@ -120,8 +117,19 @@ class GFICallback(L.Callback):
         name: str | None = None,
         on_error: str = "warn",
     ) -> None:
-        _check_schedule(every_n_epochs, every_n_steps)
-        _check_choices(num_samples, targets, name, on_error)
+        arguments.check_schedule(every_n_epochs, every_n_steps)
+        arguments.check_positive("num_samples", num_samples)
+        arguments.check_samples(samples)
+        arguments.check_targets(targets)
+        arguments.check_layer("layer", layer)
+        arguments.check_layer("inversion_layer", inversion_layer)
+        arguments.check_class_names(class_names)
+        arguments.check_callable("forward", forward, "(module, images) → output")
+        arguments.check_callable("batch", batch, "batch → (images, labels)")
+        arguments.check_name(name)
+        arguments.check_on_error(on_error)
+        if chunk_size is not None:
+            arguments.check_positive("chunk_size", chunk_size)
         find_recipe(recipe)
         check_score(score)
         background_function(background)
@@ -135,7 +143,7 @@ class GFICallback(L.Callback):
             targets=targets,
             layer=layer,
             class_names=class_names,
-            normalization=_normalization(mean, std),
+            normalization=arguments.normalization(mean, std),
             batch=batch,
             explainer={
                 "inversion_layer": inversion_layer,
@@ -210,6 +218,16 @@ class GFICallback(L.Callback):
         self._run_in_evaluation(trainer, pl_module)
 
     @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the model."""
+        self._let_go()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let go of the model, as no teardown follows."""
+        self._let_go()
+
+    @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Which samples, and how far we are; it loads with ``weights_only``."""
         # Not by state_dict(), whose key must differ between the callbacks of a Trainer before it knows them.
@@ -223,6 +241,11 @@ class GFICallback(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the samples of the run that is resumed."""
         self._restored = dict(checkpoint.get(_STATE, {}).get(self._prefix, {}))
+
+    def _let_go(self) -> None:
+        # Lightning gives every callback the module's own methods for logging.
+        for method in ("log", "log_dict"):
+            vars(self).pop(method, None)
 
     def _forget(self) -> None:
         self._session = None
@@ -332,7 +355,8 @@ class GFICallback(L.Callback):
         except Exception as error:
             fault = Fault.of(error)
             if self.on_error == "raise" or (raise_misuse and fault.misuse):
-                _add_note(error, f"GFICallback could not {fault.activity}. {fault.remedy}".rstrip())
+                remedy = "" if fault.misuse else fault.remedy  # misuse tells its own
+                _add_note(error, f"GFICallback could not {fault.activity}. {remedy}".rstrip())
                 raise
             self._warn_once(f"{fault}\nGFICallback(on_error='raise') shows where this comes from.", fault.cause)
 
@@ -356,7 +380,10 @@ def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:
     names = [str(1 + nameless.index(other)) if other.name is None else other.name for other in siblings]
     name = names[siblings.index(callback)] if callback in siblings else callback.name or "1"
     if names.count(name) > 1:
-        raise UsageError(f"GFICallback(name={name!r}) is there twice in this Trainer: give them different names.")
+        raise UsageError(
+            f"Two GFICallbacks of this Trainer are named {name!r}: give them different names. "
+            "(Those without one are '1', '2', and so on.)"
+        )
     return ROOT if callback.name is None and name == "1" else f"{ROOT}/{name}"
 
 
@@ -365,43 +392,6 @@ def _add_note(error: Exception, note: str) -> None:
         error.add_note(note)
     else:
         logger.error(note)
-
-
-def _check_schedule(every_n_epochs: int, every_n_steps: int | None) -> None:
-    _check_positive("every_n_epochs", every_n_epochs)
-    if every_n_steps is None:
-        return
-    _check_positive("every_n_steps", every_n_steps)
-    if every_n_epochs != 1:
-        raise UsageError(
-            f"every_n_epochs={every_n_epochs} and every_n_steps={every_n_steps} were both given: give one of them."
-        )
-
-
-def _check_positive(argument: str, value: Any) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{argument}={value!r} must be a whole number, at least 1.")
-
-
-def _check_choices(num_samples: int, targets: Targets, name: str | None, on_error: str) -> None:
-    _check_positive("num_samples", num_samples)
-    unknown = isinstance(targets, str) and targets not in ("label", "predicted")
-    if unknown or not (callable(targets) or isinstance(targets, (str, Integral, Sequence))):
-        raise UsageError(
-            f"targets={targets!r} is unknown: use 'label', 'predicted', a class index, a list of them, or a callable."
-        )
-    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise UsageError(f"name={name!r} becomes part of tags and of a folder's name: use letters, digits, _ and -.")
-    if on_error not in ("warn", "raise"):
-        raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
-
-
-def _normalization(
-    mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Sequence[float], Sequence[float]] | None:
-    if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
-        raise UsageError(f"mean={mean} and std={std} must be given together, one number per channel each.")
-    return None if mean is None or std is None else (mean, std)
 
 
 def _step_of_epoch_metrics(trainer: L.Trainer) -> int:

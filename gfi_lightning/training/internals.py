@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import distributed
@@ -107,14 +108,16 @@ def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> A
 
 
 @contextmanager
-def not_logging(pl_module: L.LightningModule) -> Iterator[None]:
-    """Let ``self.log`` in a module's forward do nothing, so that our passes stay out of the run's metrics."""
-    names = ("log", "log_dict")
+def not_logging(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
+    """Let nothing be logged in a module's forward, so that our passes stay out of the run's metrics."""
+    names, loggers = ("log", "log_dict"), trainer.loggers
     own = {name: pl_module.__dict__[name] for name in names if name in pl_module.__dict__}
     try:
         pl_module.__dict__.update(dict.fromkeys(names, _nothing))
+        trainer.loggers = [DummyLogger()]
         yield
     finally:
+        trainer.loggers = loggers
         for name in names:
             del pl_module.__dict__[name]
         pl_module.__dict__.update(own)

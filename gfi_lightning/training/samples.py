@@ -106,6 +106,8 @@ def read_samples(loader: Any, count: int, indices: Sequence[int] | None = None) 
     if isinstance(dataset, IterableDataset):
         return Samples(loader.collate_fn(list(islice(_independent_iterator(dataset), count))))
     chosen = choose_indices(dataset, count) if indices is None else [int(index) for index in indices]
+    if len(dataset) == 0:
+        raise UsageError("The validation set is empty: nothing to explain. Give samples=(images, labels).")
     if not chosen or min(chosen) < 0 or max(chosen) >= len(dataset):
         raise UsageError(
             f"samples={chosen} cannot be read from a data set of {len(dataset)} items: "
@@ -123,9 +125,18 @@ def _first_rows(loader: Iterable[Any], count: int) -> Samples:
 
 
 def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
-    iterator = iter(iterable)
-    # One that iterates itself would hand out to us what the run would see next.
-    return copy.deepcopy(iterator) if iterator is iterable else iterator
+    """An iterator that takes nothing from the run."""
+    # What iterates itself, or holds what does, would hand out to us what the run would see next.
+    holds_position = any(isinstance(part, Iterator) for part in (iterable, *getattr(iterable, "__dict__", {}).values()))
+    if not holds_position:
+        return iter(iterable)
+    try:
+        return iter(copy.deepcopy(iterable))
+    except TypeError as error:
+        raise UsageError(
+            f"The validation data is a {type(iterable).__name__} that can be read only once ({error}), and the run "
+            "would miss what GFICallback reads: give samples=(images, labels)."
+        ) from error
 
 
 def _select_rows(batch: Any, rows: Tensor, count: int) -> Any:
@@ -220,7 +231,8 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Any]:
         raise UsageError(
             f"A validation batch is {describe(batch)}. Expected is (images, labels) or a mapping with "
             f"{'/'.join(_IMAGE_NAMES)} and {'/'.join(_LABEL_NAMES)}, images being floating point of shape "
-            "(N, C, H, W). Give batch= (batch → images, labels) for anything else."
+            "(N, C, H, W), no videos or volumes, no bytes (v2.ToDtype(torch.float32, scale=True) converts them). "
+            "Give batch= (batch → images, labels) for anything else."
         )
     return images, labels
 

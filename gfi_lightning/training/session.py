@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError, attempt, tell
-from gfi_lightning.guard import preserved_generators, undisturbed
+from gfi_lightning.guard import parts_of_dataset, preserved_state, undisturbed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
@@ -117,7 +117,7 @@ class Session:
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
-        with undisturbed(pl_module), internals.validating(trainer), internals.not_logging(pl_module):
+        with undisturbed(pl_module), internals.validating(trainer), internals.not_logging(trainer, pl_module):
             images, labels = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(images))
             share = _Share(
@@ -270,7 +270,7 @@ class _Share:
         """Stage 1, and stage 2 for the targets that were asked for."""
         with self._explaining():
             inversion = self._invert()
-            self._check_class_names(inversion)
+            self._check_classes(inversion)
             targets = choose_targets(self.settings.targets, inversion, self.labels)
             return inversion, [(list(range(len(self.images))), self.explainer.refine(inversion, targets))]
 
@@ -326,15 +326,22 @@ class _Share:
                 "Give forward= (module, images → logits), or batch= (batch → images, labels)."
             ) from error
 
-    def _check_class_names(self, inversion: Inversion) -> None:
-        names = as_names(self.settings.class_names)
-        if names is None or inversion.predicted is None:
+    def _check_classes(self, inversion: Inversion) -> None:
+        classes = 0 if inversion.predicted is None else inversion.logits().shape[1]
+        if classes < 2:  # not known, or a single logit
             return
-        classes = inversion.logits().shape[1]
-        if classes > 1 and len(names) < classes:
+        names = as_names(self.settings.class_names)
+        if names is not None and len(names) < classes:
             raise UsageError(
                 f"class_names has {len(names)} names, but the model has {classes} classes: give a name for each."
             )
+        if self.settings.targets == "label" and self.labels is not None:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if low < 0 or high >= classes:
+                raise UsageError(
+                    f"The validation batch's labels reach from {low} to {high}, but the model has {classes} classes, "
+                    f"0 to {classes - 1}: give targets='predicted', or batch= (batch → images, labels) for others."
+                )
 
 
 def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:
@@ -349,7 +356,14 @@ def choose_targets(targets: Targets, inversion: Inversion, labels: Tensor | None
         UsageError: the predicted class is asked for, and the model's output holds no logits.
     """
     if callable(targets):
-        return targets(inversion.logits(), labels)
+        chosen = targets(inversion.logits(), labels)
+        try:
+            return torch.as_tensor(chosen)
+        except (TypeError, ValueError, RuntimeError) as error:
+            count = len(inversion.foreground)
+            raise UsageError(
+                f"targets= returned {describe(chosen)}; expected are class indices ({count},) or ({count}, T)."
+            ) from error
     if targets == "label" and labels is not None:
         return labels
     if isinstance(targets, Integral):
@@ -373,7 +387,9 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
     advice = "Give samples=: indices of items that can be read, or a ready batch (images, labels)."
-    with preserved_generators(getattr(loader, "dataset", None)), attempt("read its samples", advice):
+    parts = parts_of_dataset(getattr(loader, "dataset", None))
+    # Not their tensors, which may be the whole of the data; reading does not change those.
+    with preserved_state(parts, tensors=False), attempt("read its samples", advice):
         samples = read_samples(loader, settings.num_samples, indices)
     size = samples.dataset_size
     if indices is None and size is not None and size < settings.num_samples:

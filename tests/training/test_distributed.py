@@ -4,19 +4,23 @@ import io
 import os
 import re
 import warnings
+from functools import partial
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import distributed
 from torch.utils.data import DataLoader
 
 from gfi_lightning import History
+from gfi_lightning.testing import assert_harmless
 from gfi_lightning.training import callback as callback_module
 from tests.training.modules import Pictures, ToyModule, loaders, make_trainer, quick_callback
+from tests.training.peculiar import Data
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -75,6 +79,47 @@ def test_the_pictures_are_those_of_one_process(tmp_path, two_ranks, num_samples)
         np.testing.assert_allclose(two.heatmaps(sample)[0], one.heatmaps(sample)[0], atol=1e-3)
         shown, expected = (pixels(tmp_path / name / "version_0", f"gfi/sample_{sample}") for name in ("two", "one"))
         assert np.abs(shown - expected).max() <= 1
+
+
+class PartlyUsed(ToyModule):
+    """Every second batch leaves a part of the parameters without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = torch.nn.Conv2d(3, 3, 1)
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return super().training_step((self.extra(images) if batch_idx % 2 else images, labels), batch_idx)
+
+
+SETTINGS = {
+    "plain": (ToyModule, DDPStrategy, {}),
+    "find_unused_parameters": (PartlyUsed, partial(DDPStrategy, find_unused_parameters=True), {}),
+    "static graph": (ToyModule, partial(DDPStrategy, static_graph=True), {}),
+    "accumulated gradients": (ToyModule, DDPStrategy, {"accumulate_grad_batches": 2}),
+    "bf16-mixed": (ToyModule, DDPStrategy, {"precision": "bf16-mixed"}),
+}
+
+
+def check_harmless(folder, setting):
+    module, strategy, options = SETTINGS[setting]
+
+    def make(callbacks):
+        return make_trainer(folder, *callbacks, **options, strategy=strategy(), devices=2)
+
+    schedules = {"every_n_steps": 1}, {"every_n_epochs": 1}
+    assert_harmless(
+        make,
+        module,
+        partial(Data, augment=True),
+        make_callbacks=lambda: [quick_callback(**schedule) for schedule in schedules],
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_training_is_the_same_with_the_callback(tmp_path, two_ranks, setting):
+    two_ranks(check_harmless, tmp_path, setting)
 
 
 def test_a_forward_that_talks_to_the_other_ranks(tmp_path, two_ranks):

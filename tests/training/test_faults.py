@@ -113,19 +113,19 @@ def on_disk(fault, monkeypatch):
     return {}
 
 
-def in_logger(method):
+def in_logger(tag):
     def inject(fault, monkeypatch):
         def sabotage(trainer):
-            # Ours alone: Lightning's own calls go through the same methods.
-            owner = trainer.logger if method == "log_metrics" else trainer.logger.experiment
-            original = getattr(owner, method)
+            # Lightning's own metrics go the same way.
+            writer = trainer.logger.experiment._get_file_writer()
+            add_summary = writer.add_summary
 
-            def fail(*args, **kwargs):
-                if "gfi" in str((args, kwargs)):
+            def fail(summary, *args):
+                if tag in str(summary):
                     fault.strike()
-                return original(*args, **kwargs)
+                return add_summary(summary, *args)
 
-            monkeypatch.setattr(owner, method, fail)
+            monkeypatch.setattr(writer, "add_summary", fail)
 
         return {"sabotage": sabotage}
 
@@ -149,8 +149,14 @@ FAULTS = {
     "drawing": (in_drawing, MemoryError(), 1, {"pictures"}, "draw its pictures.*MemoryError.*maps and curves are kept"),
     "disk full": (on_disk, FULL, 1, {"maps"}, "write its maps to .*No space left.*Make room there"),
     "disk read-only": (on_disk, READ_ONLY, 1, {"maps"}, "write its maps to .*Read-only.*make it writable"),
-    "pictures": (in_logger("add_image"), TypeError("no"), 1, {"pictures"}, "log pictures to TensorBoardLogger.*kept"),
-    "curves": (in_logger("log_metrics"), OSError("gone"), 1, {"curves"}, "log curves to TensorBoardLogger.*All else"),
+    "pictures": (
+        in_logger("gfi/sample_0"),
+        TypeError("no"),
+        1,
+        {"pictures"},
+        "log pictures to TensorBoardLogger.*kept",
+    ),
+    "curves": (in_logger("gfi/removed"), OSError("gone"), 1, {"curves"}, "log curves to TensorBoardLogger.*All else"),
 }
 
 

@@ -75,7 +75,8 @@ class Setting:
 
 
 def watching(**options):
-    return [quick_callback(every_n_steps=1, num_samples=2, **options)]
+    schedules = {"every_n_steps": 1}, {"every_n_epochs": 1}
+    return [quick_callback(**schedule, num_samples=2, **options) for schedule in schedules]
 
 
 def compare(setting, folder, module=None):
@@ -101,6 +102,8 @@ def checkpoints(trainer):
 def ready_batch():
     return random_images(3, seed=5, dtype=torch.float32), torch.tensor([0, 1, 2])
 
+
+READY = {"samples": ready_batch()}
 
 SETTINGS = {
     "precision 32-true": Setting({"precision": "32-true"}),
@@ -187,10 +190,10 @@ SETTINGS = {
     "validation by steps": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
     "max_steps in mid-epoch": Setting({"max_steps": 6}, effect=lambda trainer: trainer.global_step == 6),
     "no validation": Setting({"limit_val_batches": 0}),
-    "no validation loader": Setting(data=partial(Data, val=lambda: None), ours={"samples": ready_batch()}),
-    "samples as a ready batch": Setting(ours={"samples": ready_batch()}),
+    "no validation loader": Setting(data=partial(Data, val=lambda: None), ours=READY),
+    "samples as a ready batch": Setting(ours=READY),
     "validation set that counts its reads": Setting(data=partial(Data, val=partial(CountsReads, 8))),
-    "validation set that is a stream": Setting(data=partial(Data, val=partial(Stream, 8))),
+    "validation set that is a stream": Setting(data=partial(Data, val=partial(Stream, 8)), ours=READY),
     "no sanity check": Setting(NO_FIRST_LOOK),
     "fast_dev_run": Setting({"fast_dev_run": 3}),
     "overfit_batches": Setting({"overfit_batches": 2}),
@@ -241,10 +244,18 @@ def test_the_training_is_the_same_with_the_callback(tmp_path, name):
     compare(SETTINGS[name], tmp_path)
 
 
+GPU_SETTINGS = {
+    "16-mixed": {"precision": "16-mixed"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "32-true": {"precision": "32-true"},
+    "sync_batchnorm": {"strategy": "ddp", "sync_batchnorm": True},  # on a CPU torch refuses it
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
-def test_the_training_is_the_same_on_a_gpu(tmp_path, precision):
-    compare(Setting({"precision": precision, "accelerator": "gpu", "devices": 1, "deterministic": True}), tmp_path)
+@pytest.mark.parametrize("name", GPU_SETTINGS)
+def test_the_training_is_the_same_on_a_gpu(tmp_path, name):
+    compare(Setting({"accelerator": "gpu", "devices": 1, "deterministic": True, **GPU_SETTINGS[name]}), tmp_path)
 
 
 def compiled_whole(backend):

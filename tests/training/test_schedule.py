@@ -2,7 +2,6 @@
 
 import pytest
 
-from gfi_lightning import GFICallback, UsageError
 from tests.training.modules import (
     Pictures,
     ToyModule,
@@ -145,23 +144,3 @@ def test_tags(tmp_path):
         "gfi/sample_0",
         "gfi/sample_1",
     ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"every_n_epochs": 0}, "every_n_epochs=0 must be at least 1"),
-        ({"every_n_steps": -3}, "every_n_steps=-3 must be at least 1, or None"),
-        ({"every_n_epochs": 2, "every_n_steps": 5}, "every_n_epochs=2 and every_n_steps=5 were both given"),
-        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
-        ({"targets": "labels"}, "targets='labels' is unknown: use 'label', 'predicted'"),
-        ({"on_error": "ignore"}, "on_error='ignore' is unknown: use 'warn' or 'raise'"),
-        ({"recipe": "fast"}, "recipe='fast' is unknown"),
-        ({"score": "logit"}, "score='logit' is unknown"),
-        ({"background": "grey"}, "background='grey' is unknown"),
-        ({"mean": [0.5]}, r"mean=\[0.5\] and std=None must be given together"),
-    ],
-)
-def test_misuse_of_the_constructor(arguments, message):
-    with pytest.raises(UsageError, match=message):
-        GFICallback(**arguments)

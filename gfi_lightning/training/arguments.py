@@ -1,0 +1,110 @@
+"""The callback's arguments: what cannot be right is told in the constructor."""
+
+import re
+from collections.abc import Mapping, Sequence, Sized
+from numbers import Integral, Number
+from typing import Any
+
+from torch import Tensor, nn
+
+from gfi_lightning.errors import UsageError
+from gfi_lightning.training.samples import as_indices, as_names
+
+_NAME = re.compile(r"[\w-]+")
+
+
+def check_schedule(every_n_epochs: Any, every_n_steps: Any) -> None:
+    """Raise UsageError for what is no schedule, or two."""
+    check_positive("every_n_epochs", every_n_epochs)
+    if every_n_steps is None:
+        return
+    check_positive("every_n_steps", every_n_steps)
+    if every_n_epochs != 1:
+        raise UsageError(
+            f"every_n_epochs={every_n_epochs} and every_n_steps={every_n_steps} were both given: give one of them."
+        )
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Raise UsageError for what is no whole number, or none of at least 1."""
+    if not _is_index(value) or value < 1:
+        raise UsageError(f"{argument}={value!r} must be a whole number, at least 1.")
+
+
+def check_samples(samples: Any) -> None:
+    """Raise UsageError for what is neither indices nor a batch, whatever batch= makes of it."""
+    empty = isinstance(samples, Sized) and not isinstance(samples, Tensor) and len(samples) == 0
+    numbers = isinstance(samples, Sequence) and all(isinstance(part, Number) for part in samples)
+    if as_indices(samples) is None and (empty or numbers or isinstance(samples, (str, Number))):
+        raise UsageError(
+            f"samples={samples!r} cannot be explained: give indices into the validation set, or (images, labels)."
+        )
+
+
+def check_targets(targets: Any) -> None:
+    """Raise UsageError for what stands for no classes."""
+    if isinstance(targets, str):
+        known = targets in ("label", "predicted")
+    elif isinstance(targets, Sequence):
+        known = len(targets) > 0 and all(map(_is_index, targets))
+    else:
+        known = callable(targets) or _is_index(targets)
+    if not known:
+        raise UsageError(
+            f"targets={targets!r} is unknown: use 'label', 'predicted', a class index, a list of them, or a callable."
+        )
+
+
+def check_layer(argument: str, layer: Any) -> None:
+    """Raise UsageError for what is neither a name nor a module."""
+    if layer is not None and not isinstance(layer, nn.Module) and not (isinstance(layer, str) and layer):
+        raise UsageError(f"{argument}={layer!r} is no layer: give the name of one, or the module, or None.")
+
+
+def check_class_names(class_names: Any) -> None:
+    """Raise UsageError for what is no list of names."""
+    if class_names is not None and (isinstance(class_names, Mapping) or as_names(class_names) is None):
+        raise UsageError(f"class_names={class_names!r} is no list of names: give a name for each class, in order.")
+
+
+def check_callable(argument: str, value: Any, form: str) -> None:
+    """Raise UsageError for what cannot be called; form says how it would be."""
+    if value is not None and not callable(value):
+        raise UsageError(f"{argument}={value!r} cannot be called: give a function {form}, or None.")
+
+
+def check_name(name: Any) -> None:
+    """Raise UsageError for what cannot be part of a tag and of a path."""
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise UsageError(f"name={name!r} becomes part of tags and of a folder's name: use letters, digits, _ and -.")
+
+
+def check_on_error(on_error: Any) -> None:
+    """Raise UsageError for what is no way to treat an error."""
+    if on_error not in ("warn", "raise"):
+        raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
+
+
+def normalization(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation per channel, or None where neither was given.
+
+    Raises:
+        UsageError: only one of them was, or they are no numbers, or not as many.
+    """
+    if mean is None and std is None:
+        return None
+    means, deviations = _numbers(mean), _numbers(std)
+    if not means or len(means) != len(deviations):
+        raise UsageError(f"mean={mean} and std={std} must be given together, one number per channel each.")
+    return means, deviations
+
+
+def _numbers(values: Any) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):  # a single number, text
+        return []
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
