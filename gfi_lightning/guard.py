@@ -6,7 +6,7 @@ import inspect
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -51,22 +51,17 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run a module for explaining: in eval mode, frozen, eager, with gradients to be had for its input.
 
-    Afterwards every part's own train/eval flag, every parameter's ``requires_grad``, every buffer, every other
-    attribute of a part (counters, lists, metrics, generators), every hook, what the hooks keep elsewhere, and the
-    random states are as they were, also after an exception. Gradients (``.grad``) are not touched at all.
-
-    The user's hooks that only look on are not called: backward hooks, and forward hooks that cannot return
-    anything. What they write down would be about our passes, and not about the run.
+    Afterwards every part's own train/eval flag, every parameter's ``requires_grad``, every buffer and the random
+    states are as they were, also after an exception. Gradients (``.grad``) are not touched at all.
     """
     parts = list(_parts(module))
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
-        stack.enter_context(preserved_state(parts))
-        _silence_observers(parts)  # the line above brings them back
-        stack.enter_context(_preserved(_mementos_of_hooks(parts)))
+        stack.enter_context(preserved_state(part._buffers for part in parts))
         stack.enter_context(_eval_mode(parts))
         stack.enter_context(_frozen(parts))
         stack.enter_context(_without_reentrant_checkpointing())
+        stack.enter_context(_gathered_as_before(parts))
         if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and the import would take seconds
             # A compiled forward ignores hooks that came after its compilation.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -74,6 +69,24 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+@contextmanager
+def unnoticed(module: nn.Module) -> Iterator[None]:
+    """Run a module in the middle of its training so that not even code of its own can tell afterwards.
+
+    Every attribute of every part (counters, lists, metrics, generators) and every hook is as it was, and so is what
+    the hooks keep elsewhere, as far as their variables reach. Hooks that only look on are not called: backward
+    hooks, and forward hooks that cannot return anything.
+    """
+    parts = list(_parts(module))
+    # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
+    spared = {id(part._parameters) for part in parts}
+    mementos = (memento for part in parts for memento in _mementos(part, spared=spared))
+    with _preserved(mementos):
+        _silence_observers(parts)  # the line above brings them back
+        with _preserved(_mementos_of_hooks(parts)):
+            yield
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -104,8 +117,9 @@ def _eval_mode(parts: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _frozen(parts: Iterable[nn.Module]) -> Iterator[None]:
     # Only ω needs a gradient: without theirs, the weights' share of the backward pass and the activations
-    # saved for it fall away.
-    trainable = [one for part in parts for one in part.parameters(recurse=False) if one.requires_grad]
+    # saved for it fall away. Not those that FSDP spreads over ranks: it takes over the flag once and for ever.
+    parameters = (one for part in parts for one in part.parameters(recurse=False))
+    trainable = [one for one in parameters if one.requires_grad and not hasattr(one, "device_mesh")]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
@@ -113,6 +127,19 @@ def _frozen(parts: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _gathered_as_before(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave those parts whole again that FSDP had left whole after its last pass."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, not used
+    sharded = [] if fsdp is None else [part for part in parts if isinstance(part, fsdp.FSDPModule)]
+    whole = [part for part in sharded if not all(hasattr(one, "device_mesh") for one in part.parameters())]
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.unshard() if part in whole else part.reshard()
 
 
 @contextmanager
@@ -176,11 +203,11 @@ def _preserved(mementos: Iterable[Restore]) -> Iterator[None]:
             restore()
 
 
-def _mementos(owner: Any, tensors: bool = True) -> Iterator[Restore]:
+def _mementos(owner: Any, tensors: bool = True, spared: Container[int] = ()) -> Iterator[Restore]:
     if hasattr(owner, "__dict__"):
         yield partial(_restore_attributes, vars(owner), dict(vars(owner)))
     for held in [owner, *_held_by(owner)]:
-        if type(held) in _CONTAINERS:
+        if type(held) in _CONTAINERS and id(held) not in spared:
             yield partial(_refill, held, copy.copy(held))
         elif isinstance(held, random.Random):
             yield partial(held.setstate, held.getstate())
@@ -230,10 +257,12 @@ def _restore_values(tensor: Tensor, before: Tensor) -> None:
 
 
 def _mementos_of_hooks(parts: Iterable[nn.Module]) -> Iterator[Restore]:
-    """For whatever the hooks that are still there can reach: the objects that they are methods of, and variables."""
+    """For whatever the user's hooks that are still there can reach: objects that they belong to, and variables."""
     hooks = [hook for part in parts for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
     reached: dict[int, Any] = {}
     for hook in hooks:
+        if (getattr(hook, "__module__", None) or "").startswith("torch."):  # FSDP's, say, knows what it does
+            continue
         while isinstance(hook, partial):
             reached |= {id(one): one for one in (*hook.args, *hook.keywords.values())}
             hook = hook.func

@@ -127,9 +127,16 @@ class Reached(BaseException):
 
 @dataclass
 class StopAt:
-    """A hook that ends the forward pass as soon as a module has returned from the given call."""
+    """A hook that ends the forward pass as soon as a module has returned from the given call.
+
+    Attributes:
+        call: of the module, from 1.
+        ends: False: only the output is kept, and the pass goes on.
+        output: of that call.
+    """
 
     call: int
+    ends: bool = True
     output: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -137,7 +144,10 @@ class StopAt:
         self.call -= 1
         if self.call == 0:
             self.output = first_tensor(output)
-            raise Reached
+            if self.ends:
+                raise Reached
+            # The next module may work in place.
+            self.output = None if self.output is None else self.output.clone()
 
 
 class LastFeatureMap(Capture):

@@ -1,5 +1,6 @@
 """The explained network, seen as the method sees it: feature maps, features, and an output."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, cast
@@ -118,7 +119,7 @@ class Network:
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
-        stop = StopAt(self._inversion_call)
+        stop = StopAt(self._inversion_call, ends=not _is_sharded(self.model))
         with hooked({self._module(self._inversion_layer or self.layer, images): stop}), suppress(Reached):
             self._run(images)
         if stop.output is None:
@@ -145,6 +146,12 @@ class Network:
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
         return UsageError(f"{argument}={name!r} {why}. Usable layers (channels × height × width):\n{every}")
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP takes a model's passes through their stages, none of which must be left out."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, not used
+    return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules())
 
 
 class _LiftedNoGrad(TorchFunctionMode):

@@ -16,7 +16,9 @@ from torch.nn.parameter import is_lazy
 from gfi_lightning.logs import logger
 from gfi_lightning.training.ranks import Ranks
 
-_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
+_SHARDED = {"ModelParallelStrategy"}  # no rank holds the whole model
+# FSDP of the first kind wraps the module, and DeepSpeed in its own engine: the module alone cannot be run.
+_WRAPPING = {"FSDPStrategy", "DeepSpeedStrategy"}
 
 # What every rank has to say is said once.
 logger.addFilter(lambda record: getattr(rank_zero_only, "rank", 0) == 0)
@@ -43,13 +45,14 @@ def callbacks(trainer: L.Trainer) -> list[L.Callback]:
 
 def ranks(trainer: L.Trainer) -> Ranks | None:
     """The processes of this training; None where they cannot be talked to through torch."""
-    if is_sharded(trainer):
+    if _strategy_is(trainer, _WRAPPING):
         return None
+    sharded = _strategy_is(trainer, _SHARDED)
     if trainer.world_size == 1:
-        return Ranks()
+        return Ranks(sharded=sharded)
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
-    return Ranks(trainer.global_rank, trainer.world_size)
+    return Ranks(trainer.global_rank, trainer.world_size, sharded)
 
 
 def is_uninitialized(pl_module: L.LightningModule) -> bool:
@@ -73,9 +76,8 @@ def warn_on_first_rank(message: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def is_sharded(trainer: L.Trainer) -> bool:
-    """Whether every forward pass needs all ranks, because none of them holds the whole model."""
-    return any(base.__name__ in _SHARDED for base in type(trainer.strategy).__mro__)
+def _strategy_is(trainer: L.Trainer, names: set[str]) -> bool:
+    return any(base.__name__ in names for base in type(trainer.strategy).__mro__)
 
 
 def evaluation_loader(trainer: L.Trainer) -> Any:

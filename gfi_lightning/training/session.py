@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError, attempt, tell
-from gfi_lightning.guard import parts_of_dataset, preserved_state, undisturbed
+from gfi_lightning.guard import parts_of_dataset, preserved_state, undisturbed, unnoticed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
@@ -117,7 +117,12 @@ class Session:
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
-        with undisturbed(pl_module), internals.validating(trainer), internals.not_logging(trainer, pl_module):
+        with (
+            unnoticed(pl_module),
+            undisturbed(pl_module),
+            internals.validating(trainer),
+            internals.not_logging(trainer, pl_module),
+        ):
             images, labels = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(images))
             share = _Share(

@@ -10,10 +10,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader
 
 from gfi_lightning import History
@@ -28,9 +29,11 @@ RANK = int(os.environ.get("RANK", 0))
 class Counting(ToyModule):
     """Counts the forward passes of explanations, and may talk to the other ranks in each."""
 
+    count = 0
+
     def __init__(self, talks=False):
         super().__init__()
-        self.talks, self.passes = talks, []
+        self.talks = talks
 
     def forward(self, images):
         if torch.is_grad_enabled() and not self.training:
@@ -100,6 +103,38 @@ SETTINGS = {
     "accumulated gradients": (ToyModule, DDPStrategy, {"accumulate_grad_batches": 2}),
     "bf16-mixed": (ToyModule, DDPStrategy, {"precision": "bf16-mixed"}),
 }
+
+
+class Sharded(Counting):
+    """FSDP, of the kind that works without a GPU, too."""
+
+    def explaining(self, images):
+        Counting.count += 1
+
+    def configure_model(self):
+        if self.trainer is not None and not isinstance(self.network.fine, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            for part in (self.network.fine, self.network.coarse, self.network):
+                fully_shard(part, mesh=mesh)
+
+
+SETTINGS["FSDP"] = Sharded, partial(ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1), {}
+
+
+def explained_sharded(folder, num_samples):
+    Counting.count = 0
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    fit(folder, Sharded(), quick_callback(num_samples=num_samples), strategy=strategy)
+    return Counting.count
+
+
+def test_a_model_that_is_spread_over_the_ranks(tmp_path, two_ranks):
+    passes = two_ranks(explained_sharded, tmp_path / "two", 5)
+    explained(tmp_path / "one", 5, ranks=1)
+    two, one = (History.load(tmp_path / name / "version_0") for name in ("two", "one"))
+    assert passes[0] == passes[1] > 0
+    for sample in range(5):
+        np.testing.assert_allclose(two.heatmaps(sample)[0], one.heatmaps(sample)[0], atol=1e-3)
 
 
 def check_harmless(folder, setting):

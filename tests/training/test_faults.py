@@ -113,23 +113,26 @@ def on_disk(fault, monkeypatch):
     return {}
 
 
-def in_logger(tag):
-    def inject(fault, monkeypatch):
-        def sabotage(trainer):
-            # Lightning's own metrics go the same way.
-            writer = trainer.logger.experiment._get_file_writer()
-            add_summary = writer.add_summary
+def in_pictures(fault, monkeypatch):
+    def sabotage(trainer):
+        replace_by_faulty(trainer.logger.experiment._get_file_writer(), "add_summary", "sample_0", fault, monkeypatch)
 
-            def fail(summary, *args):
-                if tag in str(summary):
-                    fault.strike()
-                return add_summary(summary, *args)
+    return {"sabotage": sabotage}
 
-            monkeypatch.setattr(writer, "add_summary", fail)
 
-        return {"sabotage": sabotage}
+def in_curves(fault, monkeypatch):
+    return {"sabotage": lambda trainer: replace_by_faulty(trainer.logger, "log_metrics", "gfi/", fault, monkeypatch)}
 
-    return inject
+
+def replace_by_faulty(owner, name, of_ours, fault, monkeypatch):
+    original = getattr(owner, name)
+
+    def fail(*args, **kwargs):
+        if of_ours in str((args, kwargs)):  # Lightning's own metrics go the same way
+            fault.strike()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fail)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -150,13 +153,13 @@ FAULTS = {
     "disk full": (on_disk, FULL, 1, {"maps"}, "write its maps to .*No space left.*Make room there"),
     "disk read-only": (on_disk, READ_ONLY, 1, {"maps"}, "write its maps to .*Read-only.*make it writable"),
     "pictures": (
-        in_logger("gfi/sample_0"),
+        in_pictures,
         TypeError("no"),
         1,
         {"pictures"},
         "log pictures to TensorBoardLogger.*kept",
     ),
-    "curves": (in_logger("gfi/removed"), OSError("gone"), 1, {"curves"}, "log curves to TensorBoardLogger.*All else"),
+    "curves": (in_curves, OSError("gone"), 1, {"curves"}, "log curves to TensorBoardLogger.*All else"),
 }
 
 
