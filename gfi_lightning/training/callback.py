@@ -1,6 +1,7 @@
 """The callback: when to explain, and where the pictures go."""
 
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,16 +22,16 @@ from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
 from gfi_lightning.logs import logger
 from gfi_lightning.recording.history import save_run
-from gfi_lightning.recording.loggers import log_pictures, log_scalars, shows_images
-from gfi_lightning.recording.pictures import Pixels, draw_overview, draw_sample
-from gfi_lightning.recording.record import Record
+from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
+from gfi_lightning.recording.pictures import draw_overview, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import SplitBatch, is_batch
-from gfi_lightning.training.session import Session, Settings, Targets
+from gfi_lightning.training.session import Seen, Session, Settings, Targets
 
 ROOT = "gfi"  # of all tags, and the folder of the maps
 _STATE = "gfi_lightning"  # where our state lies in a checkpoint
+_REST_IS_KEPT = "Its maps and curves are kept all the same."
 _SEED = 0  # of everything random that explaining runs into, so that the same weights give the same picture
 
 
@@ -93,6 +94,7 @@ class GFICallback(L.Callback):
     _updates_at_last_run: int | None
     _log_dir: str | None
     _said: set[str]
+    _unsaid: list[tuple[str, str | None]]
     _restored: dict[str, Any]
 
     def __init__(
@@ -253,6 +255,7 @@ class GFICallback(L.Callback):
         self._updates_at_last_run = None
         self._log_dir = None
         self._said = set()
+        self._unsaid = []
         self._restored = {}
 
     def _name_layers(self, pl_module: L.LightningModule) -> None:
@@ -299,40 +302,53 @@ class GFICallback(L.Callback):
         session = self._open_session(trainer)
         if session is None or step == self._last_step:
             return
+        ranks = session.ranks
         with preserved_rng(_SEED):
-            record = session.explain(trainer, pl_module, step)
-            # Together, because with on_error="raise" a failure to show it ends the run on every rank.
-            session.ranks.agree(lambda: None if record is None else self._show(trainer, session, record))
+            seen = session.explain(trainer, pl_module)
+            # Together, because with on_error="raise" a failure ends the run on every rank.
+            pictures = ranks.agree(lambda: self._draw(trainer, session, seen, step))
+            gathered = ranks.gather((seen, pictures, self._unsaid))
+            self._unsaid = []
+            ranks.agree(lambda: None if gathered is None else self._show(trainer, session, gathered, step))
         self._last_step = step
         self._updates_at_last_run = step + 1
 
-    def _show(self, trainer: L.Trainer, session: Session, record: Record) -> None:
-        """Keep the maps, log the curves, draw and log the pictures: what fails keeps nothing else from being shown."""
+    def _draw(self, trainer: L.Trainer, session: Session, seen: Seen, step: int) -> Pictures:
+        """This rank's samples, encoded, by tag; empty where that failed."""
+        pictures = {}
+        with self._guarded(), attempt("draw its pictures", _REST_IS_KEPT):
+            for number, sample in seen.samples.items() if any(map(shows_images, trainer.loggers)) else ():
+                pixels = draw_sample(sample, number, step, session.class_names)
+                pictures[f"{self._prefix}/sample_{number}"] = encoded(pixels)
+        return pictures
+
+    def _show(
+        self,
+        trainer: L.Trainer,
+        session: Session,
+        gathered: list[tuple[Seen, Pictures, list[tuple[str, str | None]]]],
+        step: int,
+    ) -> None:
+        """Log the curves, keep the maps, log the pictures: what fails keeps nothing else from being shown."""
+        record = session.record([seen for seen, _, _ in gathered], step)
+        pictures = {tag: picture for _, part, _ in gathered for tag, picture in part.items()}
+        for said_elsewhere in [said for _, _, part in gathered for said in part]:
+            self._warn_once(*said_elsewhere)
         scalars = {f"{self._prefix}/{name}": value for name, value in session.scalars(record).items()}
         for one in trainer.loggers:
             with self._guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
-                log_scalars(one, scalars, record.step)
+                log_scalars(one, scalars, step)
         if self._log_dir is not None:
             folder = Path(self._log_dir, self._prefix)
             advice = "Make room there, or make it writable. Pictures and curves are logged all the same."
             with self._guarded(), attempt(f"write its maps to {folder}", advice):
                 save_run(folder, record, session.class_names)
-        showing = list(filter(shows_images, trainer.loggers))
-        if not showing:
-            return
-        with self._guarded():
-            pictures = self._draw(record, session.class_names)
-            for one in showing:
-                with attempt(f"log pictures to {type(one).__name__}", "Its maps and curves are kept all the same."):
-                    log_pictures(one, pictures, record.step)
-
-    def _draw(self, record: Record, names: Sequence[str] | None) -> dict[str, Pixels]:
-        """Pictures by tag."""
-        with attempt("draw its pictures", "Its maps and curves are kept all the same."):
-            pictures = {f"{self._prefix}/overview": draw_overview(record, names)}
-            for number, sample in enumerate(record.samples):
-                pictures[f"{self._prefix}/sample_{number}"] = draw_sample(sample, number, record.step, names)
-            return pictures
+        if pictures:
+            with self._guarded(), attempt("draw its pictures", _REST_IS_KEPT):
+                pictures[f"{self._prefix}/overview"] = encoded(draw_overview(record, session.class_names))
+        for one in filter(shows_images, trainer.loggers):
+            with self._guarded(), attempt(f"log pictures to {type(one).__name__}", _REST_IS_KEPT):
+                log_pictures(one, pictures, step)
 
     def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with self._guarded():
@@ -363,9 +379,13 @@ class GFICallback(L.Callback):
     def _warn_once(self, message: str, cause: str | None = None) -> None:
         """Warn, once per cause: of the same fault with other numbers in its message nobody wants to hear again."""
         cause = cause or message
-        if cause not in self._said:
-            self._said.add(cause)
-            internals.warn_on_first_rank(message)
+        if cause in self._said:
+            return
+        self._said.add(cause)
+        if internals.is_first_rank():
+            warnings.warn(message, stacklevel=2)
+        else:
+            self._unsaid.append((message, cause))  # the first rank will say it
 
 
 def _loader(trainer: L.Trainer) -> Any:

@@ -1,6 +1,5 @@
 """What we need of Lightning beyond its public interface, in one place. Checked with 2.4 to 2.6."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,7 @@ _SHARDED = {"ModelParallelStrategy"}  # no rank holds the whole model
 _WRAPPING = {"FSDPStrategy", "DeepSpeedStrategy"}
 
 # What every rank has to say is said once.
-logger.addFilter(lambda record: getattr(rank_zero_only, "rank", 0) == 0)
+logger.addFilter(lambda record: is_first_rank())
 
 
 def batches_that_stepped(trainer: L.Trainer) -> int:
@@ -70,10 +69,9 @@ def free_memory() -> None:
     garbage_collection_cuda()
 
 
-def warn_on_first_rank(message: str) -> None:
-    """Warn once for all ranks."""
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        warnings.warn(message, stacklevel=2)
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _strategy_is(trainer: L.Trainer, names: set[str]) -> bool:

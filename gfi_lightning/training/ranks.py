@@ -40,6 +40,10 @@ class Ranks:
         each = -(-count // self.count)
         return [min(number, count - 1) for number in range(self.rank * each, (self.rank + 1) * each)]
 
+    def keeps(self, number: int) -> bool:
+        """Whether what was seen of a sample that was explained here is drawn here, too."""
+        return not self.sharded or number % self.count == self.rank
+
     def agree(self, work: Callable[[], T]) -> T:
         """This rank's result, once it is known that all others have theirs.
 

@@ -20,7 +20,7 @@ from gfi_lightning.inversion.scores import describe
 from gfi_lightning.logs import logger
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
-from gfi_lightning.recording.record import Record, sample_records
+from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import (
@@ -67,6 +67,14 @@ class Settings:
     explainer: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One rank's samples by their numbers, and the base layer's resolution (h, w)."""
+
+    grid: tuple[int, int]
+    samples: dict[int, SampleRecord]
+
+
 class Session:
     """Explains the same samples whenever it is asked to, each rank of a distributed training its share of them.
 
@@ -108,11 +116,11 @@ class Session:
             "last_maps": self._last_maps,
         }
 
-    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> Record | None:
+    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Seen:
         """Explain the samples with the weights as they are; the module is left as it was found.
 
         Returns:
-            What was seen, on the first rank; None on the others.
+            What was seen on this rank.
 
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
@@ -135,7 +143,6 @@ class Session:
                 images=images[numbers],
                 labels=None if labels is None else labels[numbers],
             )
-            at_once = share.chunk_size
             try:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
@@ -146,12 +153,12 @@ class Session:
                     lambda: self._within_memory(share, lambda: share.explain_predicted(inversion, busy))
                 )
         samples = sample_records(self._displayable(share.images), share.labels, inversion, explanations)
-        shares = self.ranks.gather((dict(zip(numbers, samples, strict=True)), at_once, share.chunk_size))
-        if shares is None:
-            return None
-        by_number = {number: sample for part, _, _ in shares for number, sample in part.items()}
-        record = Record(step, inversion.grid, [by_number[number] for number in range(len(images))])
-        self._tell_of_memory(min((after, before) for _, before, after in shares))
+        return Seen(inversion.grid, {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)})
+
+    def record(self, seen: list[Seen], step: int) -> Record:
+        """What was seen on all ranks together."""
+        by_number = {number: sample for part in seen for number, sample in part.samples.items()}
+        record = Record(step, seen[0].grid, [by_number[number] for number in sorted(by_number)])
         self._tell_of_not_finite(record)
         return record
 
@@ -182,25 +189,26 @@ class Session:
 
     def _within_memory(self, share: "_Share", work: Callable[[], T]) -> T:
         """Do it, if need be again with fewer images at once; the next run starts with as few."""
+        before = share.chunk_size
         while True:
             try:
-                return work()
+                result = work()
             except Exception as error:
                 if not internals.is_out_of_memory(error):
                     raise
                 if share.chunk_size == 1:
                     tell(error, "explain the model", _NO_ROOM)
                     raise
+            else:
+                break
             internals.free_memory()  # not above, where the error still holds on to what it failed with
             share.explainer.chunk_size = self._chunk_size = share.chunk_size // 2
-
-    def _tell_of_memory(self, smallest: tuple[int, int]) -> None:
-        after, before = smallest
-        if after < before:
+        if share.chunk_size < before:
             self._warn(
-                f"GFICallback ran out of memory with {before} images at once, and goes on with {after}. "
-                f"GFICallback(chunk_size={after}) starts with that."
+                f"GFICallback ran out of memory with {before} images at once, and goes on with {share.chunk_size}. "
+                f"GFICallback(chunk_size={share.chunk_size}) starts with that."
             )
+        return result
 
     def _tell_of_not_finite(self, record: Record) -> None:
         scores = [sample.predicted_score for sample in record.samples]
