@@ -1,14 +1,17 @@
 """Whatever happens inside, everything is as it was afterwards."""
 
 import random
+from collections import deque
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from gfi_lightning import GuidedFeatureInversion
-from gfi_lightning.guard import preserved_rng, undisturbed
+from gfi_lightning.guard import _cannot_return, preserved_rng, undisturbed, unnoticed
 from tests.networks import ToyCNN, random_images
 
 
@@ -117,3 +120,148 @@ def test_a_compiled_model_is_explained_by_its_own_layers():
     compiled(images)  # compiled before any hook is there
     explanation = GuidedFeatureInversion(compiled, "_orig_mod.coarse").explain(images)
     assert torch.equal(explanation.heatmaps, expected.heatmaps)
+
+
+class Outside:
+    """Not the module's, and reached by its hooks alone."""
+
+    def __init__(self):
+        self.seen, self.count = [], 0
+
+    def see(self, module, args, output=None):
+        self.seen.append(output)
+        self.count += 1
+        return output
+
+
+TOTAL = 0
+
+
+def hooks_that_write():
+    """Hooks of every kind, and how to read what they have written."""
+    names, count, outside, bound, queue = [], 0, Outside(), Outside(), deque(maxlen=3)
+
+    def by_variable(module, args, output):
+        nonlocal count
+        global TOTAL
+        count, TOTAL = count + 1, TOTAL + 1
+        return output
+
+    hooks = [
+        lambda module, args, output: names.append(type(module).__name__),
+        by_variable,
+        bound.see,
+        partial(Outside.see, outside),
+        partial(lambda written, *_: written.append(1), queue),
+    ]
+    return hooks, lambda: (len(names), count, TOTAL, bound.count, len(bound.seen), outside.count, len(queue))
+
+
+def test_what_hooks_write_down_is_about_the_run_alone():
+    model, images = ToyCNN(), random_images(2, dtype=torch.float32)
+    hooks, written = hooks_that_write()
+    for hook in hooks:
+        model.coarse.register_forward_hook(hook)
+    model.coarse.register_forward_pre_hook(lambda *_: hooks[0](*_, None))
+    model(images)
+    before = written()
+    with unnoticed(model):
+        GuidedFeatureInversion(model).explain(images)
+        assert written() != before, "the hooks did not even run"
+    assert written() == before
+    model(images)
+    assert all(now > then for now, then in zip(written(), before, strict=True))
+
+
+def returns_nothing(module, args, output):
+    for _ in range(3):
+        if output is None:
+            return
+        print(output)
+
+
+def returns_sometimes(module, args, output):
+    if output is not None:
+        return output * 2
+
+
+def returns_either(module, args, output):
+    return None if output is None else output
+
+
+class Callable_:  # noqa: N801
+    def __call__(self, module, args, output):
+        self.seen = output
+
+
+@pytest.mark.parametrize(
+    ("hook", "observes"),
+    [
+        (returns_nothing, True),
+        (partial(returns_nothing), True),
+        (Callable_(), True),
+        (returns_sometimes, False),
+        (returns_either, False),
+        (lambda *_: None, True),
+        (lambda *_: print(), False),  # which may return anything
+        (print, False),
+        (Outside().see, False),
+    ],
+)
+def test_hooks_that_cannot_return_anything(hook, observes):
+    assert _cannot_return(hook) == observes
+
+
+def test_observers_are_not_called_and_those_that_change_something_are():
+    model, images = ToyCNN(), random_images(2, dtype=torch.float32)
+    calls = []
+
+    def observe(module, args, output):
+        calls.append("observed")
+
+    model.fine.register_forward_hook(observe)
+    model.fine.register_full_backward_hook(lambda *_: calls.append("backward"))
+    doubled = model.pool.register_forward_hook(returns_sometimes)
+    with unnoticed(model):
+        hooked = GuidedFeatureInversion(model, "coarse").explain(images)
+        assert calls == []
+    assert len(model.fine._forward_hooks) == len(model.fine._backward_hooks) == len(model.pool._forward_hooks) == 1
+    doubled.remove()
+    assert not torch.equal(hooked.heatmaps, GuidedFeatureInversion(model, "coarse").explain(images).heatmaps)
+
+
+def test_by_itself_the_explainer_calls_all_hooks():
+    """Who counts passes by a hook counts them all."""
+    model, images, calls = ToyCNN(), random_images(2, dtype=torch.float32), []
+    model.fine.register_forward_hook(lambda *_: calls.append(1))
+    GuidedFeatureInversion(model, "coarse").explain(images)
+    assert len(calls) > 10
+
+
+def test_modules_hidden_in_containers_are_run_in_eval_mode_too():
+    class Hiding(ToyCNN):
+        def __init__(self):
+            super().__init__()
+            self.hidden = {"teacher": [nn.Identity()], "norm": nn.BatchNorm2d(3)}
+
+        def forward(self, images):
+            return super().forward(self.hidden["norm"](images))
+
+    model = Hiding()
+    before = model.hidden["norm"].running_mean.clone()
+    GuidedFeatureInversion(model).explain(random_images(2, dtype=torch.float32))
+    assert model.hidden["norm"].training
+    assert torch.equal(model.hidden["norm"].running_mean, before)
+
+
+def test_reentrant_checkpointing():
+    class Recomputing(ToyCNN):
+        def forward(self, images):
+            return self.head(checkpoint(lambda x: self.coarse(self.pool(x)), self.fine(images), use_reentrant=True))
+
+    images = random_images(2, dtype=torch.float32)
+    expected = GuidedFeatureInversion(ToyCNN(), "coarse").explain(images)
+    apply = CheckpointFunction.apply
+    explanation = GuidedFeatureInversion(Recomputing(), "coarse").explain(images)
+    assert torch.equal(explanation.heatmaps, expected.heatmaps)
+    assert CheckpointFunction.apply == apply
