@@ -58,6 +58,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_state(part._buffers for part in parts))
+        # Once more, for a ScriptModule, which keeps them elsewhere.
+        stack.enter_context(preserved_state(list(part.buffers(recurse=False)) for part in _scripted(parts)))
         stack.enter_context(_eval_mode(parts))
         stack.enter_context(_frozen(parts))
         stack.enter_context(_without_reentrant_checkpointing())
@@ -97,8 +99,12 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
         part = waiting.pop()
         if id(part) not in found:
             found[id(part)] = part
-            waiting += [held for held in _held_by(part) if isinstance(held, nn.Module)]
+            waiting += [*part.children(), *(held for held in _held_by(part) if isinstance(held, nn.Module))]
     yield from found.values()
+
+
+def _scripted(parts: Iterable[nn.Module]) -> list[nn.Module]:
+    return [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
 
 
 @contextmanager

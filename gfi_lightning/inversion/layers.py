@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -70,6 +71,15 @@ def _tokens_to_grid(tokens: Tensor, image_size: tuple[int, int]) -> Tensor | Non
             grid: Tensor = tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))
             return grid
     return None
+
+
+def _hookable(model: nn.Module) -> dict[nn.Module, str]:
+    """The names of a model's modules, but for the model itself and those that torch.jit took over: no hooks there."""
+    return {
+        module: name
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)
+    }
 
 
 Hooks = dict[nn.Module, Callable[..., None]]
@@ -167,7 +177,7 @@ class LastFeatureMap(Capture):
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__(image_size(images))
         self.name: str | None = None
-        self._names = {module: name for name, module in model.named_modules() if name}
+        self._names = _hookable(model)
         self._images = images
         self._counts = dict.fromkeys(self._names, 0)
         self._grids: list[tuple[int, int]] = []
@@ -228,7 +238,7 @@ class AllFeatureMaps:
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._names = {module: name for name, module in model.named_modules() if name}
+        self._names = _hookable(model)
         self._images = images
 
     def hooks(self) -> Hooks:

@@ -128,6 +128,8 @@ class Network:
 
     def _module(self, name: str | None, images: Tensor, argument: str = "layer") -> nn.Module:
         for candidate, module in self.model.named_modules():
+            if candidate == name and isinstance(module, torch.jit.ScriptModule):
+                raise self._unusable(name, "is a ScriptModule, which torch.jit keeps to itself", images, argument)
             if candidate == name:
                 return cast(nn.Module, module)
         raise self._unusable(name, "does not exist", images, argument)

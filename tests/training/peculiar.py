@@ -209,6 +209,14 @@ class Normed(ToyModule):
             norm(part[0])
 
 
+class Scripted(ToyModule):
+    """A part is compiled by torch.jit, which hides its buffers and takes no hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.network.fine = torch.jit.script(self.network.fine)
+
+
 class Lazy(ToyModule):
     """Layers that draw their weights when they are first called."""
 

@@ -42,6 +42,7 @@ from tests.training.peculiar import (
     Recomputing,
     Remembering,
     Scheduled,
+    Scripted,
     SecondOrder,
     Stream,
     TiedWeights,
@@ -211,6 +212,7 @@ SETTINGS = {
     "spectral norm by hooks": Setting(module=partial(Normed, spectral_norm)),
     "weight norm": Setting(module=partial(Normed, parametrizations.weight_norm)),
     "weight norm by hooks": Setting(module=partial(Normed, weight_norm)),
+    "a scripted part": Setting(module=Scripted),
     "lazy layers": Setting(module=Lazy),
     "lazy layers, first called in training": Setting(NO_FIRST_LOOK, Lazy),
     "InstanceNorm with running statistics": Setting(module=InstanceNormed),
@@ -256,6 +258,17 @@ GPU_SETTINGS = {
 @pytest.mark.parametrize("name", GPU_SETTINGS)
 def test_the_training_is_the_same_on_a_gpu(tmp_path, name):
     compare(Setting({"accelerator": "gpu", "devices": 1, "deterministic": True, **GPU_SETTINGS[name]}), tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_fsdp_on_a_single_gpu_is_left_alone(tmp_path):
+    records = []
+    for callbacks in ([], watching()):
+        L.seed_everything(0, verbose=False)
+        options = {"accelerator": "gpu", "devices": 1, "strategy": "fsdp", "deterministic": True}
+        records.append(record_fit(make_trainer(tmp_path, *callbacks, **options), ToyModule(), Data()))
+    assert differences(*records) == []
 
 
 def compiled_whole(backend):
