@@ -410,7 +410,8 @@ def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:
 def _add_note(error: Exception, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
-    else:
+    else:  # where no traceback shows notes
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]
         logger.error(note)
 
 
