@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -69,9 +70,17 @@ class FaultElsewhere(RuntimeError):  # noqa: N818  # what failed, failed in anot
         self.fault = fault
 
 
+def raised_by_us(error: Exception) -> bool:
+    """Whether it was a line of this package that raised it, and not one that this package called."""
+    return Path(_place(error).rpartition(":")[0]).is_relative_to(Path(__file__).parent)
+
+
 def _origin(error: Exception) -> str:
+    return f"{type(error).__name__} at {_place(error)}"
+
+
+def _place(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    place = "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    return f"{type(error).__name__} at {place}"
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,15 +1,11 @@
 """Leave everything as it was found: random numbers, modes, flags, and whatever a forward pass may change."""
 
-import copy
-import dis
-import inspect
 import random
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import pairwise
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -52,14 +48,18 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run a module for explaining: in eval mode, frozen, eager, with gradients to be had for its input.
 
     Afterwards every part's own train/eval flag, every parameter's ``requires_grad``, every buffer and the random
-    states are as they were, also after an exception. Gradients (``.grad``) are not touched at all.
+    states are as they were, also after an exception. Gradients (``.grad``) are not touched at all. Within another
+    one of the same module it does nothing more.
     """
-    parts = list(_parts(module))
+    if id(module) in _AT_WORK:
+        yield
+        return
+    parts = [thing for thing in _reachable([module]) if isinstance(thing, nn.Module)]
     with ExitStack() as stack:
+        stack.callback(_AT_WORK.discard, id(module))
+        _AT_WORK.add(id(module))
         stack.enter_context(preserved_rng())
-        stack.enter_context(preserved_state(part._buffers for part in parts))
-        # Once more, for a ScriptModule, which keeps them elsewhere.
-        stack.enter_context(preserved_state(list(part.buffers(recurse=False)) for part in _scripted(parts)))
+        stack.enter_context(_preserved(_mementos_of_buffers(parts)))
         stack.enter_context(_eval_mode(parts))
         stack.enter_context(_frozen(parts))
         stack.enter_context(_without_reentrant_checkpointing())
@@ -73,38 +73,74 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         yield
 
 
+_AT_WORK: set[int] = set()
+
+
 @contextmanager
 def unnoticed(module: nn.Module) -> Iterator[None]:
-    """Run a module in the middle of its training so that not even code of its own can tell afterwards.
+    """Run a module in the middle of its training so that its own code does not notice afterwards.
 
-    Every attribute of every part (counters, lists, metrics, generators) and every hook is as it was, and so is what
-    the hooks keep elsewhere, as far as their variables reach. Hooks that only look on are not called: backward
-    hooks, and forward hooks that cannot return anything.
+    What it can reach by its attributes, its parts' attributes and all their hooks' variables is as it was: see
+    :func:`preserved_state`. Backward hooks are not called.
     """
-    parts = list(_parts(module))
-    # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
-    spared = {id(part._parameters) for part in parts}
-    mementos = (memento for part in parts for memento in _mementos(part, spared=spared))
-    with _preserved(mementos):
-        _silence_observers(parts)  # the line above brings them back
-        with _preserved(_mementos_of_hooks(parts)):
-            yield
+    of_all_modules = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+    with preserved_state([module, *(hook for hooks in of_all_modules for hook in hooks.values())]):
+        for part in module.modules():
+            # They only look on; the line above brings them back.
+            part._backward_hooks.clear()
+            part._backward_pre_hooks.clear()
+        yield
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """A module's modules, and those that it hides from PyTorch in a list or the like, as people do with teachers."""
-    found: dict[int, nn.Module] = {}
-    waiting = [module]
-    while waiting:
-        part = waiting.pop()
-        if id(part) not in found:
-            found[id(part)] = part
-            waiting += [*part.children(), *(held for held in _held_by(part) if isinstance(held, nn.Module))]
-    yield from found.values()
+@contextmanager
+def preserved_parameters(module: nn.Module, compare: bool) -> Iterator[list[nn.Parameter]]:
+    """Put back the parameters that a forward pass writes into, as some do to keep a norm.
+
+    Args:
+        module: whose.
+        compare: whether to find and mend also what is written in place, which takes a copy of all.
+
+    Yields:
+        An empty list, which at the end holds the parameters that had changed.
+    """
+    tensors = [one for one in module.parameters() if type(one) is nn.Parameter and not hasattr(one, "device_mesh")]
+    before = [(one, one.data, one.detach().clone() if compare else None) for one in tensors]
+    changed: list[nn.Parameter] = []
+    try:
+        yield changed
+    finally:
+        for parameter, data, value in before:
+            same = parameter.data_ptr() == data.data_ptr() and parameter.shape == data.shape
+            parameter.data = parameter.data if same else data
+            if value is not None and not torch.equal(parameter, value):
+                parameter.data.copy_(value)
+                same = False
+            if not same:
+                changed.append(parameter)
 
 
-def _scripted(parts: Iterable[nn.Module]) -> list[nn.Module]:
-    return [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
+@contextmanager
+def preserved_state(roots: Iterable[Any], tensors: bool = True) -> Iterator[None]:
+    """Put back whatever objects can reach: attributes, variables, and what changes in place.
+
+    That is the content of lists, dictionaries, sets and queues, the state of random generators, and the values of
+    tensors and arrays, down to a few levels below each module. Parameters, objects of PyTorch, Lightning and the
+    standard library, and what is in containers of more than 1,000 are left alone.
+
+    Args:
+        roots: where to begin.
+        tensors: whether to put back those, too, and arrays, which takes a copy of each.
+    """
+    with _preserved([restore for thing in _reachable(roots) for restore in _mementos(thing, tensors)]):
+        yield
+
+
+@contextmanager
+def _preserved(mementos: Iterable[Restore]) -> Iterator[None]:
+    with ExitStack() as stack:  # which goes on with the others where one fails
+        for restore in mementos:
+            stack.callback(restore)
+        yield
 
 
 @contextmanager
@@ -151,95 +187,122 @@ def _gathered_as_before(parts: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _without_reentrant_checkpointing() -> Iterator[None]:
     # torch refuses autograd.grad through it, and what is seen within has no gradient: it is called directly.
-    before = CheckpointFunction.apply
     CheckpointFunction.apply = staticmethod(lambda function, _, *args: function(*args))
     try:
         yield
     finally:
-        CheckpointFunction.apply = before
+        del CheckpointFunction.apply  # and there is the inherited one again
 
 
-def _silence_observers(parts: Iterable[nn.Module]) -> None:
+def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
+    """All things that can be reached from some, each once; below each module only so deep."""
+    depths: dict[int, int] = {}
+    waiting = [(root, 0) for root in roots]
+    while waiting:
+        thing, depth = waiting.pop()
+        is_module = issubclass(type(thing), nn.Module)
+        depth = 0 if is_module else depth
+        if isinstance(thing, _ATOMS) or depths.get(id(thing), _DEEPEST + 1) <= depth:
+            continue
+        if id(thing) not in depths:
+            yield thing
+        depths[id(thing)] = depth  # again, if it was further away before
+        if is_module:
+            # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
+            depths[id(vars(thing).get("_parameters"))] = 0
+        if depth < _DEEPEST:
+            waiting += [(held, depth + 1) for held in _held_by(thing)]
+
+
+_DEEPEST = 4
+_MANY = 1000
+_LARGE = 2**24  # elements of a tensor that is no buffer: it is hardly changed by a forward pass
+_ATOMS = (str, bytes, int, float, complex, type, ModuleType, type(None), torch.dtype, torch.device, nn.Parameter)
+_LIBRARIES = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy", "tensorboard"}
+_LIBRARIES |= sys.stdlib_module_names
+
+
+def _held_by(thing: Any) -> list[Any]:
+    kind = type(thing)
+    if issubclass(kind, nn.Module):
+        hooks = (*thing._forward_hooks.values(), *thing._forward_pre_hooks.values())
+        return [*thing.children(), *hooks, *_without_functions(vars(thing).values())]
+    if issubclass(kind, (list, tuple, set, frozenset, deque, dict)):
+        return [] if len(thing) > _MANY else _without_functions(thing.values() if issubclass(kind, dict) else thing)
+    if kind is partial:
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if kind is MethodType:
+        return [thing.__self__, thing.__func__]
+    if kind is FunctionType:
+        return [value for _, value in _variables(thing)]
+    return [] if _is_library(kind) else _without_functions(_attributes(thing).values())
+
+
+def _without_functions(things: Iterable[Any]) -> list[Any]:
+    # Their variables belong to whoever wrote them; but a hook's to the model's passes.
+    return [thing for thing in things if type(thing) not in (FunctionType, MethodType, partial)]
+
+
+def _is_library(kind: Any) -> bool:
+    name = str(getattr(kind, "__module__", ""))
+    return name.partition(".")[0] in _LIBRARIES and not name.startswith("torch.utils.data")
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    slots = [name for base in type(thing).__mro__ for name in vars(base).get("__slots__", ())]
+    return {name: getattr(thing, name) for name in slots if hasattr(thing, name)} | getattr(thing, "__dict__", {})
+
+
+def _variables(function: FunctionType) -> list[tuple[Restore, Any]]:
+    """The variables around a function of the user's: how to put each back, and its value."""
+    if _is_library(function):
+        return []
+    variables = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing has been assigned yet
+            variables.append((partial(setattr, cell, "cell_contents", cell.cell_contents), cell.cell_contents))
+    names, now = {*function.__code__.co_names}, function.__globals__
+    return variables + [(partial(now.__setitem__, name, now[name]), now[name]) for name in names & now.keys()]
+
+
+def _mementos(thing: Any, tensors: bool) -> Iterator[Restore]:
+    """How to put back one thing."""
+    kind = type(thing)
+    if kind is FunctionType:
+        yield from (restore for restore, _ in _variables(thing))
+    elif issubclass(kind, (list, deque)):
+        yield partial(_refill, thing, kind.clear, kind.extend, list(thing))
+    elif issubclass(kind, (set, dict)):
+        yield partial(_refill, thing, kind.clear, kind.update, set(thing) if issubclass(kind, set) else dict(thing))
+    elif issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
+        yield partial(thing.setstate, thing.getstate())
+    elif issubclass(kind, np.random.Generator):
+        yield partial(setattr, thing.bit_generator, "state", thing.bit_generator.state)
+    elif issubclass(kind, (np.random.RandomState, torch.Generator)):
+        yield partial(thing.set_state, thing.get_state())
+    elif tensors and kind is np.ndarray and thing.flags.writeable and thing.size <= _LARGE:
+        yield partial(np.copyto, thing, thing.copy())
+    elif tensors and kind is Tensor and thing.numel() <= _LARGE:
+        yield from _mementos_of_tensor(thing)
+    elif issubclass(kind, nn.Module) or not _is_library(kind):
+        if hasattr(thing, "__dict__"):
+            yield partial(_restore_attributes, vars(thing), dict(vars(thing)))
+        for name in _attributes(thing).keys() - getattr(thing, "__dict__", {}).keys():
+            yield partial(setattr, thing, name, getattr(thing, name))
+
+
+def _mementos_of_buffers(parts: Iterable[nn.Module]) -> Iterator[Restore]:
     for part in parts:
-        part._backward_hooks.clear()
-        part._backward_pre_hooks.clear()
-        for key in [key for key, hook in part._forward_hooks.items() if _cannot_return(hook)]:
-            del part._forward_hooks[key]
+        if not isinstance(part, torch.jit.ScriptModule):  # which keeps them elsewhere, and replaces none
+            yield partial(_refill, part._buffers, dict.clear, dict.update, dict(part._buffers))
+        for buffer in part.buffers(recurse=False):
+            yield from _mementos_of_tensor(buffer)
 
 
-def _cannot_return(hook: Any) -> bool:
-    """Whether every return of a function is that of None, as its bytecode shows."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    function = getattr(hook, "__func__", hook)  # of a method
-    if not isinstance(function, FunctionType):
-        function = getattr(type(hook), "__call__", None)  # noqa: B004  # of an object that can be called
-    if not isinstance(function, FunctionType) or inspect.isgeneratorfunction(function):
-        return False
-    return all(
-        (now.opname == "RETURN_CONST" and now.argval is None)
-        or (before.opname == "LOAD_CONST" and before.argval is None and not now.is_jump_target)
-        for before, now in pairwise(dis.get_instructions(function))
-        if now.opname in ("RETURN_CONST", "RETURN_VALUE")
-    )
-
-
-@contextmanager
-def preserved_state(owners: Iterable[Any], tensors: bool = True) -> Iterator[None]:
-    """Put back the attributes of objects, and what they hold of the kinds that change in place.
-
-    These are lists, dictionaries, sets and queues with their content, random generators with their state, and
-    tensors with their values.
-
-    Args:
-        owners: the objects.
-        tensors: whether to put back those, too, which takes a copy of each.
-    """
-    with _preserved([memento for owner in owners for memento in _mementos(owner, tensors)]):
-        yield
-
-
-@contextmanager
-def _preserved(mementos: Iterable[Restore]) -> Iterator[None]:
-    mementos = list(mementos)
-    try:
-        yield
-    finally:
-        for restore in mementos:
-            restore()
-
-
-def _mementos(owner: Any, tensors: bool = True, spared: Container[int] = ()) -> Iterator[Restore]:
-    if hasattr(owner, "__dict__"):
-        yield partial(_restore_attributes, vars(owner), dict(vars(owner)))
-    for held in [owner, *_held_by(owner)]:
-        if type(held) in _CONTAINERS and id(held) not in spared:
-            yield partial(_refill, held, copy.copy(held))
-        elif isinstance(held, random.Random):
-            yield partial(held.setstate, held.getstate())
-        elif isinstance(held, np.random.Generator):
-            yield partial(setattr, held.bit_generator, "state", held.bit_generator.state)
-        elif isinstance(held, np.random.RandomState | torch.Generator):
-            restore: Callable[[Any], Any] = held.set_state
-            yield partial(restore, held.get_state())
-        elif tensors and _has_values(held):
-            yield partial(_restore_values, held, held.detach().clone())
-
-
-_CONTAINERS = (list, dict, set, deque, OrderedDict, Counter, defaultdict)
-
-
-def _held_by(owner: Any) -> list[Any]:
-    """An object's attributes, and what the containers among them hold; or what a container holds."""
-    attributes = list(getattr(owner, "__dict__", {}).values())
-    containers = [held for held in (owner, *attributes) if isinstance(held, (*_CONTAINERS, tuple))]
-    contents = [one.values() if isinstance(one, Mapping) else one for one in containers]
-    return [*attributes, *(inner for content in contents for inner in content)]
-
-
-def _has_values(value: Any) -> bool:
-    # Not of a subclass, which may be a parameter, be spread over ranks, or have no values yet.
-    return type(value) is Tensor and value.layout == torch.strided and not value.is_meta
+def _mementos_of_tensor(tensor: Tensor) -> Iterator[Restore]:
+    # Not of a subclass, which may be spread over ranks, or have no values yet.
+    if type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_meta:
+        yield partial(_restore_tensor, tensor, tensor.detach().clone(), tensor.grad_fn is None, tensor.requires_grad)
 
 
 def _restore_attributes(now: dict[str, Any], before: dict[str, Any]) -> None:
@@ -248,58 +311,19 @@ def _restore_attributes(now: dict[str, Any], before: dict[str, Any]) -> None:
     now.update(before)
 
 
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+def _refill(container: Any, clear: Callable[[Any], None], fill: Callable[[Any, Any], None], content: Any) -> None:
+    clear(container)
+    fill(container, content)
 
 
-def _restore_values(tensor: Tensor, before: Tensor) -> None:
+def _restore_tensor(tensor: Tensor, before: Tensor, had_no_graph: bool, required_grad: bool) -> None:
+    if had_no_graph and tensor.grad_fn is not None:  # a running mean of images that now depend on ω, say
+        tensor.detach_()
     with torch.no_grad():
         if tensor.shape != before.shape:
             tensor.set_(before)  # type: ignore[call-overload]
         # Compared first: writing the same values again would still count as a change to autograd.
         elif not torch.equal(tensor, before):
             tensor.copy_(before)
-
-
-def _mementos_of_hooks(parts: Iterable[nn.Module]) -> Iterator[Restore]:
-    """For whatever the user's hooks that are still there can reach: objects that they belong to, and variables."""
-    hooks = [hook for part in parts for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
-    reached: dict[int, Any] = {}
-    for hook in hooks:
-        if (getattr(hook, "__module__", None) or "").startswith("torch."):  # FSDP's, say, knows what it does
-            continue
-        while isinstance(hook, partial):
-            reached |= {id(one): one for one in (*hook.args, *hook.keywords.values())}
-            hook = hook.func
-        if isinstance(hook, MethodType):
-            reached[id(hook.__self__)] = hook.__self__
-            hook = hook.__func__
-        if not isinstance(hook, FunctionType):
-            reached[id(hook)] = hook
-            continue
-        for cell in hook.__closure__ or ():
-            with suppress(ValueError):  # nothing has been assigned yet
-                yield partial(setattr, cell, "cell_contents", cell.cell_contents)
-                reached[id(cell.cell_contents)] = cell.cell_contents
-        for name in {*hook.__code__.co_names} & hook.__globals__.keys():
-            yield partial(hook.__globals__.__setitem__, name, hook.__globals__[name])
-            reached[id(hook.__globals__[name])] = hook.__globals__[name]
-    for owner in reached.values():
-        if not isinstance(owner, (ModuleType, type, FunctionType, nn.Module)):
-            yield from _mementos(owner)
-
-
-def parts_of_dataset(dataset: Any) -> list[Any]:
-    """A data set, those that it wraps, and their transforms: whatever may change when an item is read."""
-    found: dict[int, Any] = {}
-    waiting = [dataset]
-    while waiting:
-        part = waiting.pop()
-        if part is not None and id(part) not in found:
-            found[id(part)] = part
-            waiting += part if isinstance(part, (list, tuple)) else [getattr(part, name, None) for name in _WRAPPED]
-    return list(found.values())
-
-
-_WRAPPED = ("dataset", "datasets", "transform", "transforms", "target_transform")
+    if tensor.is_leaf and tensor.requires_grad != required_grad:
+        tensor.requires_grad_(required_grad)

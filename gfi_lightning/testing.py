@@ -30,6 +30,17 @@ Entry = tuple[str, str]  # a kind, such as "weight", and a name
 
 _SHOWN_PER_KIND = 3
 _SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+_ESSENTIAL = {
+    "weight",
+    "buffer",
+    "gradient",
+    "optimizer",
+    "learning rate",
+    "random stream",
+    "progress",
+    "moment",
+    "error",
+}
 _OURS = re.compile(r"GFICallback|gfi_lightning$")  # keys of a checkpoint, and of its "callbacks"
 _EXPLAINED = re.compile(r"gfi/(.+/)?preserved")  # a metric that every explanation logs
 _OF_ONE_RUN = {"dirpath", "time_elapsed"}  # what a ModelCheckpoint and a Timer save differs between any two runs
@@ -60,7 +71,8 @@ def assert_harmless(
     each rank compares its own; strategies that spawn processes keep what they see to themselves and are not for this.
 
     Args:
-        make_trainer: gives a new Trainer each time; of no arguments, or of the list of callbacks to add.
+        make_trainer: gives a new Trainer each time; of no arguments, or of the list of callbacks to add (as its first
+            argument, or as ``callbacks``).
         make_module: gives a new module each time; everything is seeded before.
         make_datamodule: gives a new data module each time; None: the module has its own loaders.
         make_callbacks: the callbacks to judge; by default one :class:`~gfi_lightning.GFICallback` that explains after
@@ -94,7 +106,7 @@ def assert_harmless(
     if _on_any_rank(bool(found)):
         own = _compare(without, fit(list), "in one run", "in another")
         _judge(found, own, watched.error)
-    if watched.could_explain and not watched.explained:
+    if watched.speaks and not watched.explained:
         raise AssertionError("Nothing was explained in the fit with the callback: the comparison proves nothing.")
 
 
@@ -106,14 +118,14 @@ class FitRecord:
         moments: by the name of a moment (a batch, the end of an epoch, a checkpoint) digests of all that was there.
         end: copies of all that was there at the end, and every logged metric.
         explained: how many explanations were logged.
-        could_explain: whether there were loggers to see them, on this rank.
+        speaks: whether this rank is the one that logs.
         error: what ended the fit, if it did not end by itself.
     """
 
     moments: dict[str, dict[Entry, str]] = field(default_factory=dict)
     end: dict[Entry, Any] = field(default_factory=dict)
     explained: int = 0
-    could_explain: bool = False
+    speaks: bool = True
     error: BaseException | None = None
 
 
@@ -138,7 +150,7 @@ def record_fit(
             trainer.fit(module, datamodule=datamodule, **options)
         except BaseException as error:
             record.error = error
-    record.could_explain = bool(trainer.loggers) and trainer.is_global_zero
+    record.speaks = trainer.is_global_zero
     if trainer.lightning_module is not None:
         entries = [*_state(trainer, trainer.lightning_module), *_state_at_the_end(trainer, trainer.lightning_module)]
         record.end = {(kind, name): _copied(leaf) for kind, name, leaf in entries} | record.end
@@ -227,6 +239,7 @@ def _state(trainer: L.Trainer, module: L.LightningModule) -> Iterator[tuple[str,
         yield "weight", name, _leaf(parameter)
     for name, buffer in module.named_buffers():
         yield "buffer", name, _leaf(buffer)
+        yield "requires_grad", name, buffer.requires_grad
     for number, optimizer in enumerate(trainer.optimizers):
         for group, options in enumerate(optimizer.param_groups):
             yield "learning rate", f"of optimizer {number}, group {group}", _leaf(options["lr"])
@@ -365,7 +378,7 @@ def _difference_at_the_end(
 
 def _judge(found: dict[Entry, str], own: dict[Entry, str], error: BaseException | None) -> None:
     """Tell what the callback did, unless the training differs from itself."""
-    clocks = {entry for entry in own if entry[0] == "attribute"}  # that hold the time, say
+    clocks = {entry for entry in own if entry[0] not in _ESSENTIAL}  # that hold the time, say
     found, own = ({entry: many[entry] for entry in many if entry not in clocks} for many in (found, own))
     if own:
         raise AssertionError(
@@ -413,10 +426,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _trainer_with(callbacks: list[L.Callback], make_trainer: Callable[..., L.Trainer]) -> L.Trainer:
-    parameters = inspect.signature(make_trainer).parameters.values()
-    if any(
-        one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
-    ):
+    parameters = inspect.signature(make_trainer).parameters
+    if "callbacks" in parameters:
+        return make_trainer(callbacks=callbacks)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(one.default is one.empty and one.kind in kinds for one in parameters.values()):
         return make_trainer(callbacks)
     trainer = make_trainer()
     _add_callbacks(trainer, callbacks)

@@ -93,6 +93,7 @@ class GFICallback(L.Callback):
     _last_step: int | None
     _updates_at_last_run: int | None
     _log_dir: str | None
+    _draws: bool
     _said: set[str]
     _unsaid: list[tuple[str, str | None]]
     _restored: dict[str, Any]
@@ -244,6 +245,9 @@ class GFICallback(L.Callback):
         """Go on with the samples of the run that is resumed."""
         self._restored = dict(checkpoint.get(_STATE, {}).get(self._prefix, {}))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_trainer": None}  # a weak reference cannot be pickled
+
     def _let_go(self) -> None:
         # Lightning gives every callback the module's own methods for logging.
         for method in ("log", "log_dict"):
@@ -254,6 +258,7 @@ class GFICallback(L.Callback):
         self._last_step = None
         self._updates_at_last_run = None
         self._log_dir = None
+        self._draws = False
         self._said = set()
         self._unsaid = []
         self._restored = {}
@@ -271,28 +276,34 @@ class GFICallback(L.Callback):
         if self._session is not None or (ranks := self._ranks(trainer)) is None:
             return self._session
         self._log_dir = trainer.log_dir  # asks all ranks
+        # Loggers may be there on the first rank alone.
+        self._draws = any(ranks.everyones(any(map(shows_images, trainer.loggers))))
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
             loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
             self._session = Session(self._settings, loader, self._restored, self._warn_once, ranks)
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
-        self._say_where_pictures_are(trainer)
+        if not self._draws and self._log_dir is not None:
+            self._warn_once(
+                "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
+                f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
+            )
         return self._session
 
     def _ranks(self, trainer: L.Trainer) -> Ranks | None:
         """Those who explain; None where nobody can, or where nobody would see it."""
-        if not trainer.loggers:  # logger=False or barebones
-            if "no logger" not in self._said:
-                self._said.add("no logger")
-                logger.info("GFICallback explains nothing: the Trainer has no logger to show it.")
-            return None
         ranks = internals.ranks(trainer)
         if ranks is None:
             self._warn_once(
                 f"GFICallback does not explain under {type(trainer.strategy).__name__}, which is not supported yet. "
                 "Training goes on without it."
             )
+        elif not any(ranks.everyones(bool(trainer.loggers))):  # logger=False or barebones
+            if "no logger" not in self._said:
+                self._said.add("no logger")
+                logger.info("GFICallback explains nothing: the Trainer has no logger to show it.")
+            return None
         return ranks
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
@@ -306,18 +317,18 @@ class GFICallback(L.Callback):
         with preserved_rng(_SEED):
             seen = session.explain(trainer, pl_module)
             # Together, because with on_error="raise" a failure ends the run on every rank.
-            pictures = ranks.agree(lambda: self._draw(trainer, session, seen, step))
+            pictures = ranks.agree(lambda: self._draw(session, seen, step))
             gathered = ranks.gather((seen, pictures, self._unsaid))
             self._unsaid = []
             ranks.agree(lambda: None if gathered is None else self._show(trainer, session, gathered, step))
         self._last_step = step
         self._updates_at_last_run = step + 1
 
-    def _draw(self, trainer: L.Trainer, session: Session, seen: Seen, step: int) -> Pictures:
+    def _draw(self, session: Session, seen: Seen, step: int) -> Pictures:
         """This rank's samples, encoded, by tag; empty where that failed."""
         pictures = {}
         with self._guarded(), attempt("draw its pictures", _REST_IS_KEPT):
-            for number, sample in seen.samples.items() if any(map(shows_images, trainer.loggers)) else ():
+            for number, sample in seen.samples.items() if self._draws else ():
                 pixels = draw_sample(sample, number, step, session.class_names)
                 pictures[f"{self._prefix}/sample_{number}"] = encoded(pixels)
         return pictures
@@ -356,13 +367,6 @@ class GFICallback(L.Callback):
                 self._last_step = None  # asked for outside a fit, it runs at any step
                 self._run(trainer, pl_module, internals.batches_that_stepped(trainer))
 
-    def _say_where_pictures_are(self, trainer: L.Trainer) -> None:
-        if self._log_dir is not None and not any(map(shows_images, trainer.loggers)):
-            self._warn_once(
-                "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
-                f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
-            )
-
     @contextmanager
     def _guarded(self, raise_misuse: bool = False) -> Iterator[None]:
         """Our own faults become one warning each."""
@@ -371,8 +375,8 @@ class GFICallback(L.Callback):
         except Exception as error:
             fault = Fault.of(error)
             if self.on_error == "raise" or (raise_misuse and fault.misuse):
-                remedy = "" if fault.misuse else fault.remedy  # misuse tells its own
-                _add_note(error, f"GFICallback could not {fault.activity}. {remedy}".rstrip())
+                if not fault.misuse:  # which says all itself
+                    _add_note(error, f"GFICallback could not {fault.activity}. {fault.remedy}".rstrip())
                 raise
             self._warn_once(f"{fault}\nGFICallback(on_error='raise') shows where this comes from.", fault.cause)
 

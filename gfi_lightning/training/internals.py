@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import distributed
 from torch.nn.parameter import is_lazy
 
+from gfi_lightning.guard import preserved_state
 from gfi_lightning.logs import logger
 from gfi_lightning.training.ranks import Ranks
 
@@ -89,7 +90,9 @@ def evaluation_loader(trainer: L.Trainer) -> Any:
         source = trainer.fit_loop.epoch_loop.val_loop._data_source
         if source.instance is None or not source.is_defined():
             return None
-        loaders = source.dataloader()
+        # Asked once more than without us, it must not tell.
+        with preserved_state([source.instance], tensors=False):
+            loaders = source.dataloader()
     if loaders is None:
         return None
     flattened = CombinedLoader(loaders, "sequential").flattened if not _is_combined(loaders) else loaders.flattened

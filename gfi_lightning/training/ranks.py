@@ -15,7 +15,8 @@ class Ranks:
     """This process among those that train together.
 
     Whatever one of them does that others wait for, all of them do: every method is called on every rank, in the
-    same order, also where one has failed. So a fault on one rank becomes a fault of all, and nobody hangs.
+    same order, also where one has failed. So a fault on one rank becomes a fault of all, and none waits for it.
+    (A model whose own forward waits for the other ranks does so as it would in training.)
 
     Args:
         rank: of this process.
@@ -76,7 +77,7 @@ class Ranks:
         # Pickled within the agreement: what cannot be sent must not leave the others waiting for it.
         sent = [self.agree(lambda: _pickled(work()) if self.rank == 0 else b"")]
         distributed.broadcast_object_list(sent, src=0)
-        return cast(T, pickle.loads(sent[0]))
+        return self.agree(lambda: cast(T, pickle.loads(sent[0])))
 
     def everyones(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""

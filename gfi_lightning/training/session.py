@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Protocol, TypeVar
@@ -12,8 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from gfi_lightning.errors import UsageError, attempt, tell
-from gfi_lightning.guard import parts_of_dataset, preserved_state, undisturbed, unnoticed
+from gfi_lightning.errors import UsageError, attempt, raised_by_us, tell
+from gfi_lightning.guard import preserved_parameters, preserved_state, undisturbed, unnoticed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
@@ -100,6 +100,7 @@ class Session:
         self.class_names = as_names(names)
         self._layer: str | nn.Module | None = settings.layer or restored.get("layer")
         self._chunk_size: int | None = settings.explainer["chunk_size"]
+        self._writes_parameters = True
         self._said_own_range = False
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
@@ -125,12 +126,8 @@ class Session:
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
-        with (
-            unnoticed(pl_module),
-            undisturbed(pl_module),
-            internals.validating(trainer),
-            internals.not_logging(trainer, pl_module),
-        ):
+        with ExitStack() as stack:
+            self.ranks.agree(lambda: self._enter(stack, trainer, pl_module))
             images, labels = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(images))
             share = _Share(
@@ -152,6 +149,20 @@ class Session:
                 explanations += self.ranks.agree(
                     lambda: self._within_memory(share, lambda: share.explain_predicted(inversion, busy))
                 )
+        return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations))
+
+    def _enter(self, stack: ExitStack, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with attempt("set the model aside", "Its state is copied, to be put back: that takes memory for its buffers."):
+            stack.enter_context(unnoticed(pl_module))
+            # A forward that writes into parameters does so in the first run; others need no copy of theirs later.
+            written: list[nn.Parameter] = []
+            stack.callback(lambda: setattr(self, "_writes_parameters", bool(written)))
+            written = stack.enter_context(preserved_parameters(pl_module, compare=self._writes_parameters))
+            stack.enter_context(undisturbed(pl_module))
+        stack.enter_context(internals.validating(trainer))
+        stack.enter_context(internals.not_logging(trainer, pl_module))
+
+    def _seen(self, share: "_Share", numbers: list[int], inversion: Inversion, explanations: Explanations) -> Seen:
         samples = sample_records(self._displayable(share.images), share.labels, inversion, explanations)
         return Seen(inversion.grid, {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)})
 
@@ -194,7 +205,7 @@ class Session:
             try:
                 result = work()
             except Exception as error:
-                if not internals.is_out_of_memory(error):
+                if not internals.is_out_of_memory(error) or self.ranks.sharded:  # the others are in mid-pass
                     raise
                 if share.chunk_size == 1:
                     tell(error, "explain the model", _NO_ROOM)
@@ -331,7 +342,7 @@ class _Share:
             return self.explainer.invert(self.images)
         except _WRONG_CALL as error:
             own = [self.settings.explainer[name] for name in ("forward", "background", "score")]
-            if any(map(callable, own)):  # the user's own code may be what failed
+            if any(map(callable, own)) or raised_by_us(error):  # the user's own code, or ours, may be what failed
                 raise
             raise UsageError(
                 f"forward() was called with {describe(self.images)}, the images in a validation batch, which is "
@@ -400,9 +411,9 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
     advice = "Give samples=: indices of items that can be read, or a ready batch (images, labels)."
-    parts = parts_of_dataset(getattr(loader, "dataset", None))
+    readers = [getattr(loader, name, None) for name in ("dataset", "collate_fn")]
     # Not their tensors, which may be the whole of the data; reading does not change those.
-    with preserved_state(parts, tensors=False), attempt("read its samples", advice):
+    with preserved_state(readers, tensors=False), attempt("read its samples", advice):
         samples = read_samples(loader, settings.num_samples, indices)
     size = samples.dataset_size
     if indices is None and size is not None and size < settings.num_samples:

@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 
 import lightning as L
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -250,12 +251,33 @@ class Remembering(ToyModule):
         self.count, self.tensor, self.seen = 0, torch.zeros(()), []
         self.generator = torch.Generator().manual_seed(0)
         self.hidden = [nn.BatchNorm2d(3)]  # in a list: not one of modules()
+        self.deep = Outside()
+        self.deep.hidden = {"norms": [nn.BatchNorm2d(3)]}
+        self.array, self.table = np.zeros(3), {"counts": {"calls": [0]}}
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+        self.save_hyperparameters({"calls": 0})
         self.metric = MeanMetric()
 
     def forward(self, images):
-        mean = images.detach().float().mean()
-        if self.kind == "buffer in place":
+        mean = images.float().mean()
+        if self.kind != "buffer in place, with its graph":
+            mean = mean.detach()
+        if self.kind.startswith("buffer in place"):
             self.total += mean
+        elif self.kind == "an object's counter":
+            self.deep.append(float(mean))
+        elif self.kind == "array":
+            self.array += float(mean)
+        elif self.kind == "nested":
+            self.table["counts"]["calls"][0] += 1
+        elif self.kind == "hyperparameters":
+            self.hparams.calls += 1
+        elif self.kind == "deeply hidden module":
+            images = self.deep.hidden["norms"][0](images)
+        elif self.kind == "parameter":
+            self.scale.data = torch.renorm(self.scale.data, 2, 0, 1.0)
+        elif self.kind == "parameter in place":
+            self.scale.data.mul_(0.99)
         elif self.kind == "buffer replaced":
             self.queue = torch.cat([self.queue[1:], mean[None]])
         elif self.kind == "buffer resized":
@@ -280,17 +302,18 @@ class Remembering(ToyModule):
             images = images + 0.01 * torch.randn(images.shape, generator=self.generator)
         elif self.kind == "hidden module":
             images = self.hidden[0](images)
-        return super().forward(images)
+        return super().forward(images * self.scale)
 
     def state(self):
         late = 0 if self.unset is None else self.unset
         measured = self.metric.compute() if self.kind == "torchmetric" else 0
-        kept = self.total + self.queue.sum() + self.count + self.tensor + sum(self.seen)
+        kept = self.total + self.queue.sum() + self.count + self.tensor + sum(self.seen) + sum(self.deep.values)
+        kept = kept + float(self.array.sum()) + self.table["counts"]["calls"][0] + self.hparams.calls
         return kept + late + measured + getattr(self, "new", 0)
 
     def training_step(self, batch, batch_idx):
         self.log("state", self.state())
-        return super().training_step(batch, batch_idx) * (1 + self.state())
+        return super().training_step(batch, batch_idx) * (1 + self.state().detach())
 
 
 class Hooked(ToyModule):
@@ -305,6 +328,9 @@ class Hooked(ToyModule):
         seen, weight = Outside(), self.network.head[3].weight
         self.seen = seen
         {
+            "forward without gradient": lambda: self.network.pool.register_forward_hook(
+                torch.no_grad()(lambda *_: seen.append(1.0))
+            ),
             "forward": lambda: self.network.pool.register_forward_hook(lambda *_: seen.append(1.0)),
             "forward pre": lambda: self.network.pool.register_forward_pre_hook(lambda *_: seen.append(1.0)),
             "full backward": lambda: self.network.pool.register_full_backward_hook(
@@ -319,6 +345,17 @@ class Hooked(ToyModule):
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.log("seen", float(len(self.seen.values)))
         self.log("seen_sum", sum(self.seen.values))
+
+
+class StatefulCollate:
+    """Collates a little differently each time."""
+
+    calls = 0
+
+    def __call__(self, items):
+        self.calls += 1
+        images, labels = torch.utils.data.default_collate(items)
+        return images + 0.01 * self.calls, labels
 
 
 class Outside:
