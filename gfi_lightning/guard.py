@@ -98,12 +98,14 @@ def preserved_parameters(module: nn.Module, compare: bool) -> Iterator[list[nn.P
 
     Args:
         module: whose.
-        compare: whether to find and mend also what is written in place, which takes a copy of all.
+        compare: whether to find and mend also what is written in place, which takes a copy of all; it is done
+            anyway for models of at most 16 million parameters.
 
     Yields:
         An empty list, which at the end holds the parameters that had changed.
     """
     tensors = [one for one in module.parameters() if type(one) is nn.Parameter and not hasattr(one, "device_mesh")]
+    compare = compare or sum(one.numel() for one in tensors) <= _LARGE
     before = [(one, one.data, one.detach().clone() if compare else None) for one in tensors]
     changed: list[nn.Parameter] = []
     try:
@@ -202,7 +204,7 @@ def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
         thing, depth = waiting.pop()
         is_module = issubclass(type(thing), nn.Module)
         depth = 0 if is_module else depth
-        if isinstance(thing, _ATOMS) or depths.get(id(thing), _DEEPEST + 1) <= depth:
+        if issubclass(type(thing), _ATOMS) or depths.get(id(thing), _DEEPEST + 1) <= depth:
             continue
         if id(thing) not in depths:
             yield thing
@@ -216,7 +218,7 @@ def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
 
 _DEEPEST = 4
 _MANY = 1000
-_LARGE = 2**24  # elements of a tensor that is no buffer: it is hardly changed by a forward pass
+_LARGE = 2**24  # elements: of what is larger, and no buffer, no copy is made
 _ATOMS = (str, bytes, int, float, complex, type, ModuleType, type(None), torch.dtype, torch.device, nn.Parameter)
 _LIBRARIES = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy", "tensorboard"}
 _LIBRARIES |= sys.stdlib_module_names

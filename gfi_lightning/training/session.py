@@ -154,7 +154,7 @@ class Session:
     def _enter(self, stack: ExitStack, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with attempt("set the model aside", "Its state is copied, to be put back: that takes memory for its buffers."):
             stack.enter_context(unnoticed(pl_module))
-            # A forward that writes into parameters does so in the first run; others need no copy of theirs later.
+            # A large model whose forward wrote into no parameter in the first run needs no copy of them later.
             written: list[nn.Parameter] = []
             stack.callback(lambda: setattr(self, "_writes_parameters", bool(written)))
             written = stack.enter_context(preserved_parameters(pl_module, compare=self._writes_parameters))
