@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -131,9 +131,12 @@ def preserved_state(roots: Iterable[Any], tensors: bool = True) -> Iterator[None
 
     Args:
         roots: where to begin.
-        tensors: whether to put back those, too, and arrays, which takes a copy of each.
+        tensors: True, for a model: tensors and arrays, too, of which a copy is made; but not what belongs to
+            objects of installed packages, such as a logger's client, which may be at work in another thread.
+            False, for data: these too, such as transforms with generators, but no tensors.
     """
-    with _preserved([restore for thing in _reachable(roots) for restore in _mementos(thing, tensors)]):
+    things = _reachable(roots, others=not tensors)
+    with _preserved([restore for thing in things for restore in _mementos(thing, tensors)]):
         yield
 
 
@@ -196,8 +199,11 @@ def _without_reentrant_checkpointing() -> Iterator[None]:
         del CheckpointFunction.apply  # and there is the inherited one again
 
 
-def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
-    """All things that can be reached from some, each once; below each module only so deep."""
+def _reachable(roots: Iterable[Any], others: bool = False) -> Iterator[Any]:
+    """All things that can be reached from some, each once; below each module only so deep.
+
+    Objects of installed packages, other than modules, are there only if others is True.
+    """
     depths: dict[int, int] = {}
     waiting = [(root, 0) for root in roots]
     while waiting:
@@ -205,6 +211,9 @@ def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
         is_module = issubclass(type(thing), nn.Module)
         depth = 0 if is_module else depth
         if issubclass(type(thing), _ATOMS) or depths.get(id(thing), _DEEPEST + 1) <= depth:
+            continue
+        is_users = issubclass(type(thing), (nn.Module, *_CONTAINERS)) or not _is_installed(type(thing).__module__)
+        if not (is_users or others):
             continue
         if id(thing) not in depths:
             yield thing
@@ -216,6 +225,7 @@ def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
             waiting += [(held, depth + 1) for held in _held_by(thing)]
 
 
+_CONTAINERS = (list, tuple, set, frozenset, deque, dict)
 _DEEPEST = 4
 _MANY = 1000
 _LARGE = 2**24  # elements: of what is larger, and no buffer, no copy is made
@@ -229,7 +239,7 @@ def _held_by(thing: Any) -> list[Any]:
     if issubclass(kind, nn.Module):
         hooks = (*thing._forward_hooks.values(), *thing._forward_pre_hooks.values())
         return [*thing.children(), *hooks, *_without_functions(vars(thing).values())]
-    if issubclass(kind, (list, tuple, set, frozenset, deque, dict)):
+    if issubclass(kind, _CONTAINERS):
         return [] if len(thing) > _MANY else _without_functions(thing.values() if issubclass(kind, dict) else thing)
     if kind is partial:
         return [thing.func, *thing.args, *thing.keywords.values()]
@@ -250,9 +260,17 @@ def _is_library(kind: Any) -> bool:
     return name.partition(".")[0] in _LIBRARIES and not name.startswith("torch.utils.data")
 
 
+@cache
+def _is_installed(module: str) -> bool:
+    file = getattr(sys.modules.get(module.partition(".")[0]), "__file__", None) or ""
+    of_user = module.partition(".")[0] in ("torch", "numpy")  # their tensors and generators are the user's
+    return not of_user and ("site-packages" in file or "dist-packages" in file)
+
+
 def _attributes(thing: Any) -> dict[str, Any]:
     slots = [name for base in type(thing).__mro__ for name in vars(base).get("__slots__", ())]
-    return {name: getattr(thing, name) for name in slots if hasattr(thing, name)} | getattr(thing, "__dict__", {})
+    own = {name: getattr(thing, name) for name in slots if not name.startswith("__") and hasattr(thing, name)}
+    return own | getattr(thing, "__dict__", {})
 
 
 def _variables(function: FunctionType) -> list[tuple[Restore, Any]]:
@@ -290,7 +308,7 @@ def _mementos(thing: Any, tensors: bool) -> Iterator[Restore]:
         if hasattr(thing, "__dict__"):
             yield partial(_restore_attributes, vars(thing), dict(vars(thing)))
         for name in _attributes(thing).keys() - getattr(thing, "__dict__", {}).keys():
-            yield partial(setattr, thing, name, getattr(thing, name))
+            yield partial(object.__setattr__, thing, name, getattr(thing, name))  # frozen ones, too
 
 
 def _mementos_of_buffers(parts: Iterable[nn.Module]) -> Iterator[Restore]:

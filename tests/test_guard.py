@@ -1,17 +1,20 @@
 """Whatever happens inside, everything is as it was afterwards."""
 
+import copy
 import random
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL.ImageFile import Parser as Dump
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from gfi_lightning import GuidedFeatureInversion
-from gfi_lightning.guard import preserved_rng, undisturbed, unnoticed
+from gfi_lightning.guard import _preserved, preserved_rng, undisturbed, unnoticed
 from tests.networks import ToyCNN, random_images
 
 
@@ -234,3 +237,56 @@ def test_reentrant_checkpointing():
     explanation = GuidedFeatureInversion(Recomputing(), "coarse").explain(images)
     assert torch.equal(explanation.heatmaps, expected.heatmaps)
     assert CheckpointFunction.apply == apply
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    seen: list
+
+
+def test_state_some_levels_deep_is_put_back_and_other_peoples_objects_are_not():
+    class Remembering(ToyCNN):
+        def __init__(self):
+            super().__init__()
+            self.memory = {"inner": [Slotted([])]}
+            self.client = Dump()  # of a library, perhaps at work in another thread
+
+        def forward(self, images):
+            self.memory["inner"][0].seen.append(1)
+            self.client.kept = True
+            return super().forward(images)
+
+    model = Remembering()
+    with unnoticed(model):
+        model(random_images(1, dtype=torch.float32))
+        assert model.memory["inner"][0].seen == [1]
+    assert model.memory["inner"][0].seen == []
+    assert model.client.kept
+
+
+def test_restoring_goes_on_where_something_fails():
+    done = []
+
+    def fail():
+        raise BufferError
+
+    with pytest.raises(BufferError), _preserved([partial(done.append, 1), fail, partial(done.append, 2)]):
+        pass
+    assert done == [2, 1]
+
+
+def test_a_buffer_that_forward_ties_to_its_graph_is_free_again():
+    class Averaging(ToyCNN):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, images):
+            self.mean += images.mean()
+            return super().forward(images)
+
+    model = Averaging()
+    GuidedFeatureInversion(model).explain(random_images(2, dtype=torch.float32))
+    assert model.mean == 0
+    assert not model.mean.requires_grad
+    copy.deepcopy(model)
