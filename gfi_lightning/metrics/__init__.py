@@ -1,1 +1,70 @@
-"""Is a map right, and how far has it moved?"""
+"""Is a map right, how far has it moved, and what does it depend on? Functions for each image, and torchmetrics."""
+
+from gfi_lightning.metrics.drift import HeatmapDrift, heatmap_drift, top_fifth_iou
+from gfi_lightning.metrics.faithfulness import (
+    AverageDrop,
+    Curves,
+    IncreaseInConfidence,
+    InsertionDeletion,
+    MapScores,
+    average_drop,
+    increase_in_confidence,
+    insertion_deletion,
+    scores_on_map,
+)
+from gfi_lightning.metrics.localization import (
+    EnergyPointingGame,
+    LocalizationError,
+    PointingGame,
+    SalientObject,
+    SalientObjectScores,
+    energy_in_region,
+    localization_boxes,
+    localization_hits,
+    pointing_hits,
+    regions_of_boxes,
+    salient_object_scores,
+    tune_alpha,
+)
+from gfi_lightning.metrics.robustness import (
+    Randomization,
+    RandomizationSanity,
+    Sensitivity,
+    randomization_sanity,
+    sensitivity_max,
+)
+from gfi_lightning.metrics.sparsity import Sparsity, gini
+
+__all__ = [
+    "AverageDrop",
+    "Curves",
+    "EnergyPointingGame",
+    "HeatmapDrift",
+    "IncreaseInConfidence",
+    "InsertionDeletion",
+    "LocalizationError",
+    "MapScores",
+    "PointingGame",
+    "Randomization",
+    "RandomizationSanity",
+    "SalientObject",
+    "SalientObjectScores",
+    "Sensitivity",
+    "Sparsity",
+    "average_drop",
+    "energy_in_region",
+    "gini",
+    "heatmap_drift",
+    "increase_in_confidence",
+    "insertion_deletion",
+    "localization_boxes",
+    "localization_hits",
+    "pointing_hits",
+    "randomization_sanity",
+    "regions_of_boxes",
+    "salient_object_scores",
+    "scores_on_map",
+    "sensitivity_max",
+    "top_fifth_iou",
+    "tune_alpha",
+]

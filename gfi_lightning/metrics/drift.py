@@ -1,8 +1,14 @@
 """How far maps have moved."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
+
+from gfi_lightning.errors import UsageError
+from gfi_lightning.metrics.checks import checked_pair
+from gfi_lightning.metrics.means import ImageMeans
 
 
 def heatmap_drift(heatmaps: Tensor, previous: Tensor) -> Tensor:
@@ -29,3 +35,78 @@ def heatmap_drift(heatmaps: Tensor, previous: Tensor) -> Tensor:
 
 def _is_constant(rows: Tensor) -> Tensor:
     return torch.eq(rows.amax(1), rows.amin(1))
+
+
+def top_fifth_iou(heatmaps: Tensor, others: Tensor, share: float = 0.2) -> Tensor:
+    """Intersection over union of the most important pixels of two maps.
+
+    These are the pixels that reach the value of the k-th largest, k being the share of all pixels, and that
+    exceed the map's minimum: more than k where values tie, fewer where the rest of the map is empty.
+
+    Args:
+        heatmaps: shape (N, H, W), floating point.
+        others: the maps to compare with, same shape.
+        share: of the pixels, in (0, 1].
+
+    Returns:
+        Shape (N,), in [0, 1]. A constant map has no important pixels: 1 against another such, 0 against any
+        other.
+
+    Raises:
+        UsageError: shapes or types that do not fit, NaN, or a share out of range.
+
+    Example:
+        >>> one = torch.tensor([[[0.9, 0.8, 0.1, 0.0, 0.2]]])
+        >>> other = torch.tensor([[[0.9, 0.1, 0.8, 0.0, 0.2]]])
+        >>> top_fifth_iou(one, other), top_fifth_iou(one, other, share=0.4)
+        (tensor([1.]), tensor([0.3333]))
+    """
+    heatmaps, others = checked_pair(heatmaps, others, "others")
+    if not 0 < share <= 1:
+        raise UsageError(f"share={share} must be above 0 and at most 1.")
+    tops, other_tops = _top(heatmaps, share), _top(others, share)
+    union = (tops | other_tops).sum(1)
+    return torch.where(union > 0, (tops & other_tops).sum(1) / union, 1.0)
+
+
+def _top(heatmaps: Tensor, share: float) -> Tensor:
+    """Which pixels are the most important, shape (N, H · W), bool."""
+    flat = heatmaps.flatten(1)
+    count = max(round(share * flat.shape[1]), 1)
+    lowest = flat.topk(count).values[:, -1:]
+    return (flat >= lowest) & (flat > flat.amin(1, keepdim=True))
+
+
+class HeatmapDrift(ImageMeans):
+    """How far maps have moved between two runs, see :func:`heatmap_drift` and :func:`top_fifth_iou`.
+
+    Args:
+        options: see ``torchmetrics.Metric``.
+
+    Example:
+        >>> metric = HeatmapDrift()
+        >>> metric.update(torch.tensor([[[0.9, 0.8, 0.1, 0.0, 0.2]]]), torch.tensor([[[0.9, 0.1, 0.8, 0.0, 0.2]]]))
+        >>> metric.compute()
+        {'drift': tensor(0.4000), 'rank_correlation': tensor(0.6000), 'top_fifth_iou': tensor(1.)}
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(2, **options)
+
+    def update(self, heatmaps: Tensor, previous: Tensor) -> None:
+        """Take in one batch.
+
+        Args:
+            heatmaps: shape (N, H, W), floating point.
+            previous: the same samples' maps of the run before, same shape.
+
+        Raises:
+            UsageError: shapes or types that do not fit, or NaN.
+        """
+        heatmaps, previous = checked_pair(heatmaps, previous, "previous")
+        self.add(heatmap_drift(heatmaps, previous), top_fifth_iou(heatmaps, previous))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means over images of "drift" (0 to 2), "rank_correlation" (1 − drift) and "top_fifth_iou"."""
+        drift, iou = self.means()
+        return {"drift": drift, "rank_correlation": 1 - drift, "top_fifth_iou": iou}
