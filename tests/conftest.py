@@ -1,6 +1,7 @@
 """Tests that need something special say so by a marker, and skip with the reason where it is missing."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ REQUIREMENTS = {
         "Chromium and its driver are not installed",
     ),
     "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),
+    "timm": (find_spec("timm"), "timm is not installed (an extra: gfi-lightning[architectures])"),
+    "transformers": (
+        find_spec("transformers"),
+        "transformers is not installed (an extra: gfi-lightning[architectures])",
+    ),
 }
 
 

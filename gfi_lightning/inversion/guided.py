@@ -1,27 +1,26 @@
 """Guided feature inversion over a batch of images (Du, Liu, Song, Hu: KDD 2018, arXiv 1804.00506)."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError
 from gfi_lightning.guard import undisturbed
+from gfi_lightning.inversion import stages
 from gfi_lightning.inversion.backgrounds import Background, background_function
-from gfi_lightning.inversion.layers import image_size
+from gfi_lightning.inversion.depth import Depth, look
+from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
 from gfi_lightning.inversion.network import Forward, Network
-from gfi_lightning.inversion.optimizer import Adam
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
-from gfi_lightning.inversion.results import Chunk, Explanation, Inversion, concatenate
+from gfi_lightning.inversion.results import Chunk, Depths, Explanation, Inversion, concatenate
 from gfi_lightning.inversion.scores import (
+    Question,
     ScoreFunction,
     check_score,
     check_targets,
     describe,
-    log_odds,
     predicted_classes,
-    scores_of_rows,
     target_scores,
 )
 
@@ -43,15 +42,25 @@ class GuidedFeatureInversion:
 
     Args:
         model: any classifier; it is explained in eval mode.
-        layer: the base layer, whose feature maps make up the mask: a dotted module name or a module. None:
-            the last feature map with more than one position before pooling or flattening, found by the first
-            forward pass and announced in one log line.
-        inversion_layer: where stage 1 compares features; None: the base layer.
+        layer: the base layer, whose feature maps make up the mask: a dotted module name or a module; or several,
+            the coarsest last, for a mask that is the product of theirs. ``"relu:2"`` stands for the second call
+            of a module that is called several times in a forward pass. None: the last feature map with more
+            than one position before pooling or flattening, and, if the recipe asks for two, the last one of
+            twice its resolution; found by the first forward pass and announced in one log line.
+        inversion_layer: where stage 1 compares features; None: the (last) base layer.
+        layers: several depths of the network, by name or as modules, from shallow to deep, to see what each still
+            preserves: stage 1 is also done with each layer's own feature maps as mask and as what is compared.
+            All are looked at in one forward pass; each then costs the steps of stage 1, which run up to its layer
+            only. The other maps are those without ``layers``.
         recipe: "default", "paper", "release" or a :class:`Recipe`.
         background: what replaces the removed parts: "blur", "mean", "noise" or a callable from images
             (N, C, H, W) to images of the same shape. See :mod:`gfi_lightning.inversion.backgrounds`.
         score: "softmax", "sigmoid" (independent labels; or a single logit, class 1 against class 0), or a
-            callable from the model's output and the targets (N,) to one number each (N,).
+            callable from the model's output and the targets (N,) to one number each (N,), differentiable: for
+            regression, segmentation and whatever else. Targets are handed on to it as they are, and may also stand
+            for something else than classes, say for regions. It is asked about some of the images at a time. Its
+            unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
+            mask's area.
         chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32, and on
             a CPU no more than 400,000 pixels.
             In float32 the optimisation amplifies rounding, which differs between chunk sizes: compare maps
@@ -69,14 +78,32 @@ class GuidedFeatureInversion:
         >>> explanation = gfi.explain(torch.rand(2, 3, 64, 64), torch.tensor([[3, 5], [3, 7]]))
         >>> explanation.heatmaps.shape
         torch.Size([2, 2, 64, 64])
+
+        Other networks than classifiers say by ``score`` what is to be explained. What makes this number high, and
+        what makes the network call the middle of the picture class 1?
+
+        >>> regression = torch.nn.Sequential(squeezenet1_1(num_classes=1), torch.nn.Flatten(0))
+        >>> gfi = GuidedFeatureInversion(regression, score=lambda output, targets: output)
+        >>> gfi.explain(torch.rand(2, 3, 64, 64), 0).heatmaps.shape
+        torch.Size([2, 64, 64])
+
+        >>> def logit_in_the_middle(output, targets):  # (N, classes, H, W) and (N,)
+        ...     return output[range(len(targets)), targets, 24:40, 24:40].mean((1, 2))
+        >>> segmentation = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 3, padding=1)
+        ... )
+        >>> gfi = GuidedFeatureInversion(segmentation, layer="1", score=logit_in_the_middle)
+        >>> gfi.explain(torch.rand(2, 3, 64, 64), 1).heatmaps.shape
+        torch.Size([2, 64, 64])
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layer: str | nn.Module | None = None,
+        layer: LayerLike | Sequence[LayerLike] | None = None,
         *,
-        inversion_layer: str | nn.Module | None = None,
+        inversion_layer: LayerLike | None = None,
+        layers: LayerLike | Sequence[LayerLike] | None = None,
         recipe: str | Recipe = "default",
         background: str | Background = "blur",
         score: str | ScoreFunction = "softmax",
@@ -89,21 +116,36 @@ class GuidedFeatureInversion:
             raise UsageError(f"chunk_size={chunk_size} must be at least 1, or None.")
         self.recipe = find_recipe(recipe)
         self.score = score
-        self._network = Network(model, layer, inversion_layer, forward)
+        self._network = Network(model, layer, inversion_layer, forward, self.recipe.resolutions)
+        self._depths = [] if layers is None else [Depth(model, one, forward) for one in as_layers(layers)]
+        if layers is not None and not self._depths:
+            raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
         self._background = background_function(background, generator)
         self.chunk_size = chunk_size
 
     @property
-    def layer(self) -> str | None:
-        """The name of the base layer; None until the first explanation has found it."""
-        return self._network.layer
+    def layer(self) -> str | tuple[str, ...] | None:
+        """The name of the base layer, or the names of several; None until the first explanation has found it."""
+        names = tuple(map(str, self._network.base))
+        return names[0] if len(names) == 1 else names or None
 
-    def explain(self, images: Tensor, targets: Tensor | int | None = None) -> Explanation:
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the depths; empty where none were asked for."""
+        return tuple(depth.name for depth in self._depths)
+
+    def explain(
+        self, images: Tensor, targets: Tensor | int | None = None, *, against: Tensor | int | None = None
+    ) -> Explanation:
         """Explain why the model gives each image's targets their scores.
+
+        Stage 1 is shared by all targets of an image.
 
         Args:
             images: shape (N, C, H, W), floating point, as the model sees them.
             targets: class indices, shape (N,), (N, T), or one for all; None: the predicted class.
+            against: class indices of the same shape, or one for all: why the target *rather than this class*?
+                Scores are then the target's probability if it were either of the two.
 
         Returns:
             The maps and scores, on the images' device.
@@ -116,7 +158,7 @@ class GuidedFeatureInversion:
             targets = inversion.predicted
         if targets is None:
             raise UsageError("targets=None needs logits to predict the class from, and the model's output has none.")
-        return self.refine(inversion, targets)
+        return self.refine(inversion, targets, against)
 
     def attribute(self, inputs: Tensor, target: Tensor | int | None = None) -> Tensor:
         """The heatmaps in Captum's calling convention: one target per image, shape (N, 1, H, W)."""
@@ -140,31 +182,39 @@ class GuidedFeatureInversion:
             background = self._background_of(images)
             chunk_size = self.chunk_size_for(images)
             parts = zip(images.split(chunk_size), background.split(chunk_size), strict=True)
-            chunks = tuple(self._invert_chunk(*part) for part in parts)
-            foreground = torch.cat([self._heatmaps(chunk, chunk.weights) for chunk in chunks])
+            chunks, depths = zip(*(self._invert(*part) for part in parts), strict=True)
+            foreground = torch.cat(list(map(self._foreground, chunks)))
             predicted, score = self._predicted(chunks)
-            return Inversion(foreground, predicted, score, chunks)
+            return Inversion(foreground, predicted, score, chunks, Depths.joined(depths))
 
-    def refine(self, inversion: Inversion, targets: Tensor | int) -> Explanation:
+    def refine(self, inversion: Inversion, targets: Tensor | int, against: Tensor | int | None = None) -> Explanation:
         """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
 
         Args:
             inversion: what :meth:`invert` returned.
             targets: class indices, shape (N,), (N, T), or one for all.
+            against: as in :meth:`explain`.
 
         Raises:
-            UsageError: the targets have another shape, or are none of the model's classes.
+            UsageError: the targets have another shape, are none of the model's classes, or are contrasted with
+                themselves.
         """
         with undisturbed(self._network.model):
             targets = _as_targets(targets, inversion.foreground)
-            columns = targets.reshape(len(targets), -1).split(inversion.chunk_sizes)
+            others = None if against is None else _as_others(against, targets)
             pairs = [
-                self._refine_pairs(chunk[rows], pair_targets)
-                for chunk, chunk_targets in zip(inversion.chunks, columns, strict=True)
-                for rows, pair_targets in self._pairs(chunk, chunk_targets)
+                stages.refine(self._network, self.recipe, self.score, chunk[rows], question)
+                for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others)
+                for rows, question in self._questions(chunk, wanted, unwanted)
             ]
         fields = {name: part.reshape(targets.shape + part.shape[1:]) for name, part in concatenate(pairs).items()}
-        return Explanation(foreground=inversion.foreground, targets=targets, **fields)
+        return Explanation(
+            foreground=inversion.foreground,
+            targets=targets,
+            against=others,
+            depths=inversion.depths.stacked(),
+            **fields,
+        )
 
     def chunk_size_for(self, images: Tensor) -> int:
         """How many images of this size, (N, C, H, W), are optimised at once."""
@@ -184,72 +234,39 @@ class GuidedFeatureInversion:
             )
         return background.to(images)
 
-    def _invert_chunk(self, images: Tensor, background: Tensor) -> Chunk:
-        recipe = self.recipe
-        maps, reference, output = self._network.look(images)
-        maps = _without_dead(maps, reference)
-        weights = maps.new_full(maps.shape[:2], recipe.initial_weight)
-        rows = torch.arange(len(images), device=images.device)
-        chunk = Chunk(images, background, maps, output, len(images), rows, weights, Adam.start(weights))
-        optimizer = chunk.optimizer
-        for _ in range(recipe.inversion_steps):
-            weights.requires_grad_()
-            mask = self._mask(chunk, weights)
-            kept, _ = _blend(chunk, mask)
-            loss = recipe.error(self._network.features(kept), reference)
-            loss = loss + recipe.inversion_penalty * recipe.penalty(weights)
-            loss = loss + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
-            weights, optimizer = self._descend(loss, weights, optimizer)
-        return replace(chunk, weights=weights, optimizer=optimizer)
+    def _invert(self, images: Tensor, background: Tensor) -> tuple[Chunk, Depths]:
+        """Stage 1 of images that are optimised together, and of each depth."""
+        own, seen = look(self._network, self._depths, images)
+        chunk = stages.invert(self._network, self.recipe, images, background, own)
+        heatmaps = [
+            self._foreground(stages.invert(depth, self.recipe, images, background, one))
+            for depth, one in zip(self._depths, seen, strict=True)
+        ]
+        return chunk, Depths(heatmaps, self.layers, [image_size(one.maps[0]) for one in seen])
 
-    def _pairs(self, chunk: Chunk, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of the chunk and a target for each, at most a chunk of them at once; targets: (n, T)."""
-        check_targets(targets, chunk.output, self.score)
+    def _foreground(self, chunk: Chunk) -> Tensor:
+        return stages.heatmaps_of(chunk, self.recipe, chunk.weights)
+
+    def _by_chunk(
+        self, inversion: Inversion, targets: Tensor, others: Tensor | None
+    ) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
+        """Each chunk of n images with its targets, and what they are contrasted with: (n, T)."""
+        columns, other_columns = (
+            None if classes is None else classes.reshape(len(classes), -1).split(inversion.chunk_sizes)
+            for classes in (targets, others)
+        )
+        assert columns is not None
+        yield from zip(inversion.chunks, columns, other_columns or [None] * len(columns), strict=True)
+
+    def _questions(self, chunk: Chunk, targets: Tensor, others: Tensor | None) -> Iterator[tuple[Tensor, Question]]:
+        """Rows of the chunk and what is asked about each, at most a chunk of them at once; targets: (n, T)."""
+        for argument, classes in (("targets", targets), ("against", others)):
+            if classes is not None:
+                check_targets(classes, chunk.output, self.score, argument)
         owners = torch.arange(len(targets), device=targets.device).repeat_interleave(targets.shape[1])
-        chunk_size = self.chunk_size_for(chunk.images)
-        return zip(owners.split(chunk_size), targets.flatten().split(chunk_size), strict=True)
-
-    def _refine_pairs(self, chunk: Chunk, targets: Tensor) -> dict[str, Tensor]:
-        recipe, weights = self.recipe, chunk.weights
-        optimizer = chunk.optimizer if recipe.one_optimizer else Adam.start(weights)
-        objective = log_odds if recipe.log_odds else target_scores
-        both = torch.cat([targets, targets])
-        for _ in range(recipe.target_steps):
-            weights.requires_grad_()
-            mask = self._mask(chunk, weights)
-            output = self._network.output(torch.cat(_blend(chunk, mask)))
-            kept, removed = objective(output, both, self.score).chunk(2)
-            loss = recipe.removed_weight * removed - kept
-            loss = loss + self._target_penalty * recipe.penalty(weights)
-            loss = loss + recipe.target_area_penalty * mask.mean((1, 2, 3))
-            weights, optimizer = self._descend(loss, weights, optimizer)
-        if recipe.target_steps == 0:
-            with torch.no_grad():
-                output = self._network.output(torch.cat(_blend(chunk, self._mask(chunk, weights))))
-        preserved, removed = target_scores(output, both, self.score).detach().chunk(2)
-        score = scores_of_rows(chunk.output, chunk.count, chunk.rows, targets, self.score)
-        return _cleaned(self._heatmaps(chunk, weights), weights, score, preserved, removed)
-
-    @property
-    def _target_penalty(self) -> float:
-        multilabel = self.recipe.multilabel_target_penalty
-        return multilabel if self.score == "sigmoid" and multilabel is not None else self.recipe.target_penalty
-
-    def _descend(self, loss: Tensor, weights: Tensor, optimizer: Adam) -> tuple[Tensor, Adam]:
-        # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
-        (gradient,) = torch.autograd.grad(loss.sum(), weights)
-        learning_rate = self.recipe.learning_rate * 0.5 ** (optimizer.steps // self.recipe.halve_every)
-        optimizer, weights = optimizer.step(weights.detach(), gradient, learning_rate)
-        return weights.clamp(min=0), optimizer
-
-    def _mask(self, chunk: Chunk, weights: Tensor) -> Tensor:
-        return self.recipe.mask(_weighted_sum(chunk, weights), image_size(chunk.images))
-
-    def _heatmaps(self, chunk: Chunk, weights: Tensor) -> Tensor:
-        """The mask as a picture: (N, H, W), float32 in [0, 1], zero where it means nothing."""
-        heatmaps = self._mask(chunk, weights).squeeze(1)
-        finite = torch.isfinite(heatmaps).flatten(1).all(1) & torch.isfinite(weights).all(1)
-        return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
+        every = Question(chunk.rows[owners], targets.flatten(), None if others is None else others.flatten())
+        for pairs in torch.arange(len(owners), device=owners.device).split(self.chunk_size_for(chunk.images)):
+            yield owners[pairs], every[pairs]
 
     def _predicted(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, Tensor] | tuple[None, None]:
         try:
@@ -263,39 +280,6 @@ class GuidedFeatureInversion:
         return torch.cat(predicted), torch.cat(scores)
 
 
-def _weighted_sum(chunk: Chunk, weights: Tensor) -> Tensor:
-    """Σ_k ω_k A_k (equation 6), shape (N, 1, h, w)."""
-    # Not a matrix product, which autocast would round to half precision.
-    return (weights[:, :, None, None] * chunk.maps).sum(1, keepdim=True)
-
-
-def _blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept image Φ (equation 2) and the removed image Φ_bg (equation 4)."""
-    kept = chunk.images * mask + chunk.background * (1 - mask)
-    removed = chunk.images * (1 - mask) + chunk.background * mask
-    return kept.to(chunk.images.dtype), removed.to(chunk.images.dtype)
-
-
-def _cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
-    """The fields of an explanation; where there is no evidence the map is empty, and nothing is NaN."""
-    finite = torch.isfinite(score) & torch.isfinite(preserved) & torch.isfinite(removed)
-    heatmaps = torch.where(finite[:, None, None], heatmaps, 0.0)
-    degenerate = ~heatmaps.flatten(1).any(1)
-    fields = {"score": score, "preserved": preserved, "removed": removed, "weights": weights}
-    cleaned = {
-        name: torch.where(degenerate.view(-1, *[1] * (values.ndim - 1)), values.nan_to_num(0, 0, 0), values)
-        for name, values in fields.items()
-    }
-    return {"heatmaps": heatmaps, "degenerate": degenerate, **cleaned}
-
-
-def _without_dead(maps: Tensor, reference: Tensor) -> Tensor:
-    """Feature maps, zeroed for the images whose features are not finite, or zero where they are compared."""
-    flat = reference.flatten(1)
-    alive = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(flat).all(1) & (flat != 0).any(1)
-    return torch.where(alive[:, None, None, None], maps, 0.0)
-
-
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise UsageError(
@@ -304,9 +288,7 @@ def _check_images(images: Tensor) -> None:
 
 
 def _as_targets(targets: Tensor | int, foreground: Tensor) -> Tensor:
-    given = torch.as_tensor(targets, device=foreground.device)
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise UsageError(f"targets are {describe(given)}; expected are class indices (integers).")
+    given = _as_classes(targets, "targets", foreground.device)
     if given.ndim == 0:
         given = given.expand(len(foreground))
     if given.ndim not in (1, 2) or len(given) != len(foreground) or given.numel() == 0:
@@ -315,3 +297,25 @@ def _as_targets(targets: Tensor | int, foreground: Tensor) -> Tensor:
             f"expected is ({len(foreground)},) or ({len(foreground)}, T)."
         )
     return given.long().clone()
+
+
+def _as_others(against: Tensor | int, targets: Tensor) -> Tensor:
+    given = _as_classes(against, "against", targets.device)
+    if given.ndim == 0:
+        given = given.expand_as(targets)
+    if given.shape != targets.shape:
+        raise UsageError(
+            f"against has shape {tuple(given.shape)}, and the targets have shape {tuple(targets.shape)}: "
+            "give one class to contrast with for each target."
+        )
+    if (given == targets).any():
+        same = int(targets[given == targets][0])
+        raise UsageError(f"A target is contrasted with itself: class {same} is in targets and, there, in against.")
+    return given.long().clone()
+
+
+def _as_classes(classes: Tensor | int, argument: str, device: torch.device) -> Tensor:
+    given = torch.as_tensor(classes, device=device)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise UsageError(f"{argument} are {describe(given)}; expected are class indices (integers).")
+    return given

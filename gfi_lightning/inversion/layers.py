@@ -1,8 +1,9 @@
 """Find, list and capture the feature maps of a network."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +14,6 @@ from torch.utils.hooks import RemovableHandle
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import first_tensor
 
-_POOLING = tuple(
-    getattr(nn, f"{prefix}{kind}Pool{dims}d")
-    for prefix, kind in (("", "Max"), ("", "Avg"), ("", "LP"), ("AdaptiveMax", ""), ("AdaptiveAvg", ""))
-    for dims in (1, 2, 3)
-)
-# What these return is pooled, flattened or merely passed on: never a feature map of its own.
-_NOT_FEATURES = (
-    *_POOLING,
-    nn.FractionalMaxPool2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
-_FEW_POSITIONS = 16  # a mask of fewer hardly tells where it lies
 _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens, which come before the patches
 
 
@@ -73,7 +55,7 @@ def _tokens_to_grid(tokens: Tensor, image_size: tuple[int, int]) -> Tensor | Non
     return None
 
 
-def _hookable(model: nn.Module) -> dict[nn.Module, str]:
+def hookable(model: nn.Module) -> dict[nn.Module, str]:
     """The names of a model's modules, but for the model itself and those that torch.jit took over: no hooks there."""
     return {
         module: name
@@ -82,7 +64,7 @@ def _hookable(model: nn.Module) -> dict[nn.Module, str]:
     }
 
 
-Hooks = dict[nn.Module, Callable[..., None]]
+Hooks = dict[nn.Module, Callable[..., Any]]
 
 
 @contextmanager
@@ -98,34 +80,74 @@ def hooked(hooks: Hooks) -> Iterator[None]:
             handle.remove()
 
 
+_pass: ContextVar[int] = ContextVar("_pass", default=0)
+
+
+def begin_pass() -> None:
+    """Tells every :class:`Capture` that what it counts from now on is another forward pass."""
+    _pass.set(_pass.get() + 1)
+
+
 @dataclass
 class Capture:
     """What a module returned: a hook that keeps its output.
 
     The output is cloned, because the next module may work in place. A module may be called several times, as
     ReLUs often are that a network shares: then the last output with spatial extent is kept, or, if there is
-    none, the last.
+    none, the last. Of several forward passes, see :func:`begin_pass`, the last one counts.
 
     Attributes:
         image_size: (H, W) of the images.
+        wanted: the number of the call whose output is kept, from 1; None: the rule above.
         output: what was kept.
         call: the number of the call that returned it, from 1; 0: there was none.
     """
 
     image_size: tuple[int, int]
+    wanted: int | None = None
     output: Tensor | None = None
     call: int = 0
     _calls: int = 0
     _has_extent: bool = False
+    _pass: int | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook."""
+        if self._pass != _pass.get():
+            self.call, self._calls, self._has_extent, self._pass = 0, 0, False, _pass.get()
         self._calls += 1
         has_extent = feature_maps(output, self.image_size) is not None
-        if has_extent or not self._has_extent:
+        if self._calls == self.wanted or (self.wanted is None and (has_extent or not self._has_extent)):
             tensor = first_tensor(output)
             self.output = None if tensor is None else tensor.clone()
             self.call, self._has_extent = self._calls, has_extent
+
+
+@dataclass
+class Tap:
+    """A hook that keeps what a module returned from the given call, to have the gradient with respect to it.
+
+    The pass goes on with a clone where it can, because the next module may work in place.
+
+    Attributes:
+        call: of the module, from 1.
+        output: of that call, part of the graph.
+    """
+
+    call: int
+    output: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
+        self.call -= 1
+        if self.call != 0:
+            return None
+        kept = self.output = first_tensor(output)
+        if kept is None:
+            return None
+        if type(output) in (tuple, list):
+            return type(output)(kept.clone() if part is kept else part for part in output)
+        return kept.clone() if kept is output else None
 
 
 class Reached(BaseException):
@@ -160,85 +182,12 @@ class StopAt:
             self.output = None if self.output is None else self.output.clone()
 
 
-class LastFeatureMap(Capture):
-    """Watches a forward pass of the whole model for the last feature map before pooling or flattening.
-
-    Every module's output is looked at in the order in which the modules return, so the last one that is a
-    feature map wins. Pooling, flattening and dropout do not count, nor does a container that only hands on
-    what they returned. Where a container hands on the feature map itself (``layer4`` that of
-    ``layer4.1.relu``), it gives the map its name, being what people call it.
-
-    Attributes:
-        name: the module that was found.
-        output: what it returned (a clone), shape (N, ...).
-        call: the number of the call that returned it, from 1.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__(image_size(images))
-        self.name: str | None = None
-        self._names = _hookable(model)
-        self._images = images
-        self._counts = dict.fromkeys(self._names, 0)
-        self._grids: list[tuple[int, int]] = []
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        # Kept for the sake of their identity: who returns the same object only hands it on.
-        self._original: Tensor | None = None
-        self._pooled: Tensor | None = None
-
-    def hooks(self) -> Hooks:
-        """What to hook for the forward pass."""
-        return dict.fromkeys(self._names, self)
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """The forward hook."""
-        self._counts[module] += 1
-        tensor = first_tensor(output)
-        if tensor is None:
-            return
-        handed_on = tensor is self._original
-        if handed_on and str(self.name).startswith(f"{self._names[module]}."):
-            self._shapes.pop(str(self.name))
-            self._keep(module, tensor)
-        elif isinstance(module, _NOT_FEATURES) or tensor is self._pooled:
-            self._pooled = self._pooled if handed_on else tensor
-        elif self._is_feature_map(tensor):
-            self._keep(module, tensor)
-
-    def _keep(self, module: nn.Module, tensor: Tensor) -> None:
-        self.name, self.call = self._names[module], self._counts[module]
-        self._original, self.output = tensor, tensor.clone()
-        maps = feature_maps(tensor, image_size(self._images))
-        if maps is not None:
-            self._shapes[self.name] = tuple(maps.shape[1:])
-
-    def announcement(self) -> str:
-        """What was found, in one line; and what would be finer, where it is too coarse to show much."""
-        shape = self._shapes[str(self.name)]
-        line = f"Base layer: {self.name}, feature maps of {_times(shape)}."
-        finer = [name for name, (_, height, width) in self._shapes.items() if height * width >= _FEW_POSITIONS]
-        if shape[1] * shape[2] >= _FEW_POSITIONS or not finer:
-            return line
-        return f"{line} That is coarse: layer={finer[-1]!r} has {_times(self._shapes[finer[-1]])}."
-
-    def _is_feature_map(self, tensor: Tensor) -> bool:
-        maps = feature_maps(tensor, image_size(self._images))
-        if maps is None or len(maps) != len(self._images):
-            return False
-        grid = (maps.shape[2], maps.shape[3])
-        if tensor.ndim == 4:
-            self._grids.append(grid)
-            return True
-        # A sequence is a grid of patches only where patches were cut before: same grid, or merged since.
-        return any(height % grid[0] == 0 and width % grid[1] == 0 for height, width in self._grids)
-
-
 class AllFeatureMaps:
     """Watches a forward pass for the shape of every feature map, for error messages."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._names = _hookable(model)
+        self._names = hookable(model)
         self._images = images
 
     def hooks(self) -> Hooks:
@@ -252,16 +201,47 @@ class AllFeatureMaps:
             self.shapes[self._names[module]] = tuple(maps.shape[1:])
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name}: {_times(shape)}" for name, shape in self.shapes.items())
+        return "\n".join(f"  {name}: {times(shape)}" for name, shape in self.shapes.items())
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def times(shape: tuple[int, ...]) -> str:
+    """A shape in words."""
     return " × ".join(map(str, shape))
 
 
 def image_size(images: Tensor) -> tuple[int, int]:
     """(H, W) of images (N, C, H, W)."""
     return images.shape[2], images.shape[3]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module by its dotted name, and which of its calls in a forward pass.
+
+    Attributes:
+        name: the module's.
+        call: from 1; None: the last one with spatial extent, see :class:`Capture`.
+    """
+
+    name: str
+    call: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, names: Container[str]) -> "Layer":
+        """``name``, or ``name:call`` where no module has such a name."""
+        name, colon, call = text.rpartition(":")
+        return cls(name, int(call)) if colon and text not in names and call.isdecimal() else cls(text)
+
+    def __str__(self) -> str:
+        return self.name if self.call is None else f"{self.name}:{self.call}"
+
+
+LayerLike = str | nn.Module
+
+
+def as_layers(layer: LayerLike | Sequence[LayerLike]) -> tuple[LayerLike, ...]:
+    """One layer or several, as several; a module counts as one, also where it has a length."""
+    return tuple(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else (layer,)
 
 
 def module_name(model: nn.Module, layer: str | nn.Module, argument: str = "layer") -> str:

@@ -1,9 +1,9 @@
 """The explained network, seen as the method sees it: feature maps, features, and an output."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,45 +13,75 @@ from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.layers import (
     AllFeatureMaps,
     Capture,
-    LastFeatureMap,
+    Layer,
+    LayerLike,
     Reached,
     StopAt,
+    Tap,
+    as_layers,
+    begin_pass,
     feature_maps,
     hooked,
     image_size,
     module_name,
 )
 from gfi_lightning.inversion.scores import first_tensor
+from gfi_lightning.inversion.search import FeatureMapSearch, Found, Trial
 from gfi_lightning.logs import logger
 
 Forward = Callable[[nn.Module, Tensor], Any]
 
 
+class Look(NamedTuple):
+    """What one forward pass over untouched images shows.
+
+    Attributes:
+        maps: each base layer's feature maps, (N, K, h, w), the coarsest last.
+        features: the inversion layer's, (N, ...).
+        output: the model's.
+    """
+
+    maps: tuple[Tensor, ...]
+    features: Tensor
+    output: Any
+
+
 class Network:
-    """Runs a model for the method, and knows its base layer and its inversion layer.
+    """Runs a model for the method, and knows its base layers and its inversion layer.
 
     Args:
         model: the model, in eval mode whenever it is run.
-        layer: the base layer; None: found in the first :meth:`look`.
-        inversion_layer: None: the base layer.
+        layer: the base layer, or several, the coarsest last; None: found in the first :meth:`look`.
+        inversion_layer: None: the last base layer.
         forward: (model, images) → output; None: ``model(images)``.
+        resolutions: how many base layers are looked for.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layer: str | nn.Module | None,
-        inversion_layer: str | nn.Module | None,
+        layer: LayerLike | Sequence[LayerLike] | None,
+        inversion_layer: LayerLike | None,
         forward: Forward | None,
+        resolutions: int = 1,
     ) -> None:
         self.model = model
-        self.layer = None if layer is None else module_name(model, layer)
-        self._inversion_layer = (
-            None if inversion_layer is None else module_name(model, inversion_layer, "inversion_layer")
-        )
-        self._inversion_call = 0
+        self.base = () if layer is None else tuple(self._parsed(one) for one in as_layers(layer))
+        if layer is not None and not self.base:
+            raise UsageError(f"layer={layer!r} names no layer: give one or several, or None.")
+        self._inversion = None if inversion_layer is None else self._parsed(inversion_layer, "inversion_layer")
+        self._resolutions = resolutions
+        self._calls: dict[Layer, int] = {}
         self._forward = forward
         self._lifts_no_grad = False
+
+    @property
+    def inversion(self) -> Layer:
+        """The inversion layer; known after the first :meth:`look`."""
+        return self._inversion or self.base[-1]
+
+    def _parsed(self, layer: LayerLike, argument: str = "layer") -> Layer:
+        return Layer.parse(module_name(self.model, layer, argument), dict(self.model.named_modules()))
 
     def output(self, images: Tensor) -> Any:
         """The model's output.
@@ -63,6 +93,7 @@ class Network:
         return self._run(images) if self._cuts_gradient(images, first_tensor(output)) else output
 
     def _run(self, images: Tensor) -> Any:
+        begin_pass()
         with _LiftedNoGrad() if self._lifts_no_grad else nullcontext():
             return self.model(images) if self._forward is None else self._forward(self.model, images)
 
@@ -78,38 +109,75 @@ class Network:
         self._lifts_no_grad = True
         return True
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """One whole forward pass over untouched images.
-
-        Args:
-            images: shape (N, C, H, W).
-
-        Returns:
-            The base layer's feature maps, shape (N, K, h, w); the inversion layer's features, shape (N, ...);
-            both at least float32; and the model's output.
+    def look(self, images: Tensor) -> Look:
+        """One whole forward pass over untouched images, shape (N, C, H, W); features are at least float32.
 
         Raises:
-            UsageError: a layer does not exist, is not run, or the base layer has no spatial extent.
+            UsageError: a layer does not exist, is not run, or a base layer has no spatial extent.
         """
-        base = LastFeatureMap(self.model, images) if self.layer is None else Capture(image_size(images))
-        inversion = base if self._inversion_layer is None else Capture(image_size(images))
+        search = None if self.base else FeatureMapSearch(self.model, images)
+        captures = {layer: Capture(image_size(images), layer.call) for layer in self.base}
+        if self._inversion is not None:
+            captures.setdefault(self._inversion, Capture(image_size(images), self._inversion.call))
         with ExitStack() as hooks, torch.no_grad():
-            if isinstance(base, LastFeatureMap):
-                hooks.enter_context(hooked(base.hooks()))
-            else:
-                hooks.enter_context(hooked({self._module(self.layer, images): base}))
-            if self._inversion_layer is not None:
-                hooks.enter_context(hooked({self._module(self._inversion_layer, images, "inversion_layer"): inversion}))
+            if search is not None:
+                hooks.enter_context(hooked(search.hooks()))
+            for layer, capture in captures.items():
+                argument = "layer" if layer in self.base else "inversion_layer"
+                hooks.enter_context(hooked({self._module(layer, images, argument): capture}))
             output = self.output(images)
-        if isinstance(base, LastFeatureMap):
-            self.layer = self._announced(base, images)
-        maps = feature_maps(base.output, image_size(images))
+        if search is not None:
+            chosen = search.chosen(self._resolutions)
+            if any(found.doubtful for found in chosen):
+                self._settle(search, self._tried(images[:1]) or chosen, images)
+                return self.look(images)
+            self._settle(search, chosen, images)
+            captures |= {
+                found.layer: Capture(image_size(images), output=found.output, call=found.call) for found in chosen
+            }
+        self._calls = {layer: capture.call for layer, capture in captures.items()}
+        maps = tuple(self._maps(layer, captures[layer], images) for layer in self.base)
+        features = captures[self.inversion]
+        if features.output is None:
+            raise self._unusable(self.inversion, _why_no_maps(features), images, "inversion_layer")
+        return Look(maps, _at_least_float32(features.output), output)
+
+    def _maps(self, layer: Layer, capture: Capture, images: Tensor) -> Tensor:
+        maps = feature_maps(capture.output, image_size(images))
         if maps is None or len(maps) != len(images):
-            raise self._unusable(self.layer, _why_no_maps(base), images)
-        if inversion.output is None:
-            raise self._unusable(self._inversion_layer, _why_no_maps(inversion), images, "inversion_layer")
-        self._inversion_call = inversion.call
-        return _at_least_float32(maps), _at_least_float32(inversion.output), output
+            raise self._unusable(layer, _why_no_maps(capture), images)
+        return _at_least_float32(maps)
+
+    def gradients(self, images: Tensor, objective: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
+        """The gradient of an objective with respect to each base layer's feature maps, one pass each way.
+
+        Args:
+            images: shape (N, C, H, W), untouched.
+            objective: from the model's output to one number per image.
+
+        Returns:
+            Shapes (N, K, h, w), at least float32; zero where a layer has no part in the objective.
+
+        Raises:
+            UsageError: the model cuts the gradient.
+        """
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            output, tapped = self._tapped(images)
+            while any(self._cuts_gradient(images, one) for one in (first_tensor(output), *tapped)):
+                output, tapped = self._tapped(images)
+            gradients = torch.autograd.grad(objective(output).sum(), tapped, allow_unused=True, materialize_grads=True)
+        return tuple(_at_least_float32(cast(Tensor, feature_maps(one, image_size(images)))) for one in gradients)
+
+    def _tapped(self, images: Tensor) -> tuple[Any, list[Tensor]]:
+        """The output, and what the base layers returned, as it is before others work on it in place."""
+        taps = [Tap(self._calls[layer]) for layer in self.base]
+        with ExitStack() as hooks:
+            for layer, tap in zip(self.base, taps, strict=True):
+                hooks.enter_context(hooked({self._module(layer, images): tap}))
+            # A clone, because a model may work in place, which a leaf forbids.
+            output = self._run(images.clone())
+        return output, [cast(Tensor, tap.output) for tap in taps]
 
     def features(self, images: Tensor) -> Tensor:
         """The inversion layer's features, shape (N, ...); nothing behind that layer is run."""
@@ -119,41 +187,79 @@ class Network:
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
-        stop = StopAt(self._inversion_call, ends=not _is_sharded(self.model))
-        with hooked({self._module(self._inversion_layer or self.layer, images): stop}), suppress(Reached):
-            self._run(images)
+        stop = StopAt(self._calls[self.inversion], ends=not _is_sharded(self.model))
+        output = None
+        with hooked({self._module(self.inversion, images): stop}), suppress(Reached):
+            output = first_tensor(self._run(images))
         if stop.output is None:
-            raise RuntimeError(f"Layer {self._inversion_layer or self.layer!r} was run before, and is not run now.")
-        return stop.output
+            raise RuntimeError(f"Layer {str(self.inversion)!r} was run before, and is not run now.")
+        if output is None or not (output.requires_grad and stop.output.requires_grad):
+            return stop.output
+        return cast(Tensor, _WithPassFromOutput.apply(stop.output, output))
 
-    def _module(self, name: str | None, images: Tensor, argument: str = "layer") -> nn.Module:
-        for candidate, module in self.model.named_modules():
-            if candidate == name and isinstance(module, torch.jit.ScriptModule):
-                raise self._unusable(name, "is a ScriptModule, which torch.jit keeps to itself", images, argument)
-            if candidate == name:
-                return cast(nn.Module, module)
-        raise self._unusable(name, "does not exist", images, argument)
+    def _module(self, layer: Layer, images: Tensor, argument: str = "layer") -> nn.Module:
+        module = dict(self.model.named_modules()).get(layer.name)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise self._unusable(layer, "is a ScriptModule, which torch.jit keeps to itself", images, argument)
+        if module is None:
+            raise self._unusable(layer, "does not exist", images, argument)
+        return cast(nn.Module, module)
 
-    def _announced(self, search: LastFeatureMap, images: Tensor) -> str:
-        if search.name is None:
+    def _settle(self, search: FeatureMapSearch, chosen: list[Found], images: Tensor) -> None:
+        """What was chosen becomes the base layers, from now on."""
+        if not chosen:
             raise UsageError(
                 f"No module of {type(self.model).__name__} gives a feature map with more than one position for "
                 f"images of shape {tuple(images.shape)}: use larger images, or a network with convolutions or patches."
             )
-        logger.info(search.announcement())
-        return search.name
+        logger.info(search.announcement(chosen))
+        self.base = tuple(found.layer for found in chosen)
 
-    def _unusable(self, name: str | None, why: str, images: Tensor, argument: str = "layer") -> UsageError:
+    def _tried(self, image: Tensor) -> list[Found]:
+        """The layers chosen by a :class:`Trial` with one image; empty where the output has no gradient."""
+        image = image.detach().requires_grad_()
+        with torch.enable_grad(), torch.autograd.set_detect_anomaly(False):  # NaN is on purpose in its gradients
+            trial, output = self._try(image)
+            while self._cuts_gradient(image, trial.last_output):
+                trial, output = self._try(image)
+            usable = output is not None and output.requires_grad
+            return trial.chosen_between(cast(Tensor, output), self._resolutions) if usable else []
+
+    def _try(self, image: Tensor) -> tuple[Trial, Tensor | None]:
+        trial = Trial(self.model, image)
+        with hooked(trial.hooks()):
+            # A clone, because a model may work in place, which a leaf forbids.
+            return trial, first_tensor(self._run(image.clone()))
+
+    def _unusable(self, layer: Layer, why: str, images: Tensor, argument: str = "layer") -> UsageError:
         every = AllFeatureMaps(self.model, images[:1])
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
-        return UsageError(f"{argument}={name!r} {why}. Usable layers (channels × height × width):\n{every}")
+        return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
 
 
 def _is_sharded(model: nn.Module) -> bool:
     """Whether FSDP takes a model's passes through their stages, none of which must be left out."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, not used
     return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules())
+
+
+class _WithPassFromOutput(torch.autograd.Function):
+    """Features as they are, whose gradient takes the model's output along on its way back, with zeros.
+
+    FSDP gathers the parameters of a part of the model when the gradient enters that part by its output. A layer
+    within such a part would find them gone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, output: Tensor) -> Tensor:
+        ctx.save_for_backward(output)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (output,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(output)
 
 
 class _LiftedNoGrad(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """Recipes: every constant of guided feature inversion, as data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.optimizer import Adam, Multiplicative, Optimizer
 
 Size = tuple[int, int]
+Schedule = Callable[[int, int], float]
 
 
 def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
@@ -22,9 +25,13 @@ def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
     Returns:
         Shape (N, 1, H, W); all zero for an image whose weighted sum is constant.
     """
-    low, high = weighted_sum.amin((2, 3), keepdim=True), weighted_sum.amax((2, 3), keepdim=True)
-    mask = _divide_or_zero(weighted_sum - low, high - low, evident=has_range(weighted_sum))
-    return F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(minmax(weighted_sum), size=size, mode="bilinear", align_corners=False)
+
+
+def minmax(maps: Tensor) -> Tensor:
+    """Each map of (N, K, h, w) scaled to [0, 1]; a constant one is all zero."""
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return _divide_or_zero(maps - low, high - low, evident=has_range(maps))
 
 
 def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
@@ -45,10 +52,10 @@ def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
     return _divide_or_zero(upsampled - low, high, evident=has_range(weighted_sum) & (high > 0))
 
 
-def has_range(weighted_sum: Tensor) -> Tensor:
-    """Whether a map differs over its positions by more than rounding does: shape (N, 1, 1, 1), bool."""
-    low, high = weighted_sum.amin((2, 3), keepdim=True), weighted_sum.amax((2, 3), keepdim=True)
-    rounding = 64 * torch.finfo(weighted_sum.dtype).eps * torch.maximum(low.abs(), high.abs())
+def has_range(maps: Tensor) -> Tensor:
+    """Whether each map of (N, K, h, w) differs over its positions by more than rounding does: (N, K, 1, 1), bool."""
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    rounding = 64 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     return high - low > rounding
 
 
@@ -79,17 +86,28 @@ def squared_l2(weights: Tensor) -> Tensor:
     return weights.square().sum(1)
 
 
+def halved_every_10(step: int, steps: int) -> float:
+    """1, halved after every ten steps."""
+    return 0.5 ** (step // 10)
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 towards 0 along a cosine."""
+    return 0.5 + 0.5 * math.cos(math.pi * step / steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How the channel weights ω are optimised. Change one with :func:`dataclasses.replace`.
 
-    Both stages minimise with Adam, ω is clamped at 0 after each step, and the learning rate is halved after
-    every ``halve_every`` steps. Stage 1 minimises ``error + γ · penalty(ω) + α · mean(m)`` (equations 8 and 3),
-    stage 2 ``−f_c(Φ) + λ · f_c(Φ_bg) + δ · penalty(ω) + β · mean(m)`` (equations 9 and 5).
+    Stage 1 minimises ``error + γ · penalty(ω) + α · mean(m)`` (equations 8 and 3), stage 2
+    ``−f_c(Φ) + λ · f_c(Φ_bg) + δ · penalty(ω) + β · mean(m)`` (equations 9 and 5), both with ω ≥ 0.
 
     Attributes:
+        resolutions: how many base layers are looked for where none is given, each of twice the next one's
+            resolution. The mask is the product of their masks.
         inversion_steps: steps of stage 1, class-agnostic.
-        target_steps: steps of stage 2, for one target class; 0: the map of stage 1 is the heatmap.
+        target_steps: steps of stage 2, for one target class; 0: stage 2 is left where it starts.
         mask: from Σ_k ω_k A_k, shape (N, 1, h, w), and the image's (H, W) to the mask, shape (N, 1, H, W).
         error: from features of the kept image and of the image to the inversion error, shape (N,).
         penalty: from ω, shape (N, K), to its size, shape (N,).
@@ -101,32 +119,49 @@ class Recipe:
         target_area_penalty: β.
         log_odds: f_c is the log-odds of the target, log p / (1 − p), instead of its probability p, whose
             gradient vanishes where the network is sure. A callable score is taken as it is.
+        unit_range: each feature map is scaled to [0, 1] in each image, so that ω means the same for all.
         initial_weight: ω of every channel at the start.
-        learning_rate: of Adam.
-        halve_every: steps after which the learning rate is halved.
-        one_optimizer: stage 2 goes on with the optimiser of stage 1, its moments and its learning rate;
+        evidence: stage 2 starts from the evidence for the target, which takes one pass each way: ω is
+            multiplied by the mean over positions of the gradient of f_c with respect to A_k, weighed by A_k. In the
+            coarsest layer a feature map that speaks against the target is subtracted, in finer ones left out.
+        evidence_against: how much evidence against the target counts, beside that for it.
+        coarsest_power: the power of the coarsest layer's mask in the product of several.
+        optimizer: of ω, :class:`~gfi_lightning.inversion.optimizer.Adam` or
+            :class:`~gfi_lightning.inversion.optimizer.Multiplicative`.
+        learning_rate: of the optimiser.
+        schedule: by what the learning rate is multiplied, from the steps taken and the steps of the stage.
+        one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
             otherwise it starts afresh.
+
+    Raises:
+        UsageError: an attribute is out of range.
     """
 
+    resolutions: int = 1
     inversion_steps: int
     target_steps: int
     mask: Callable[[Tensor, Size], Tensor] = normalize_then_upsample
     error: Callable[[Tensor, Tensor], Tensor] = relative_squared_error
     penalty: Callable[[Tensor], Tensor] = squared_l2
-    inversion_penalty: float
-    target_penalty: float
+    inversion_penalty: float = 0.0
+    target_penalty: float = 0.0
     multilabel_target_penalty: float | None = None
     removed_weight: float = 1.0
     inversion_area_penalty: float = 0.0
     target_area_penalty: float = 0.0
     log_odds: bool = False
+    unit_range: bool = False
     initial_weight: float = 0.1
+    evidence: bool = False
+    evidence_against: float = 1.0
+    coarsest_power: float = 1.0
+    optimizer: type[Optimizer] = Adam
     learning_rate: float = 0.01
-    halve_every: int = 10
-    one_optimizer: bool = True
+    schedule: Schedule = halved_every_10
+    one_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        for name, smallest in (("inversion_steps", 0), ("target_steps", 0), ("halve_every", 1)):
+        for name, smallest in (("resolutions", 1), ("inversion_steps", 0), ("target_steps", 0)):
             if getattr(self, name) < smallest:
                 raise UsageError(f"Recipe({name}={getattr(self, name)}) must be at least {smallest}.")
         if self.learning_rate <= 0:
@@ -136,13 +171,11 @@ class Recipe:
 PAPER = Recipe(
     inversion_steps=10,
     target_steps=70,
-    mask=normalize_then_upsample,
     error=squared_error,
     penalty=l1,
     inversion_penalty=10.0,
     target_penalty=1.0,
     multilabel_target_penalty=10.0,
-    one_optimizer=False,
 )
 """Algorithms 1 and 2 of the paper, with the constants of its section 4.1."""
 
@@ -150,8 +183,6 @@ RELEASE = Recipe(
     inversion_steps=11,
     target_steps=69,
     mask=upsample_then_divide_by_maximum,
-    error=relative_squared_error,
-    penalty=squared_l2,
     inversion_penalty=5.0,
     target_penalty=2.0,
     one_optimizer=True,
@@ -159,19 +190,24 @@ RELEASE = Recipe(
 """What the authors' released code does."""
 
 DEFAULT = Recipe(
-    inversion_steps=5,
-    target_steps=12,
-    inversion_penalty=0.0,
-    target_penalty=0.0,
+    resolutions=2,
+    inversion_steps=4,
+    target_steps=4,
     inversion_area_penalty=1.0,
     target_area_penalty=15.0,
     log_odds=True,
-    learning_rate=0.05,
-    one_optimizer=False,
+    unit_range=True,
+    evidence=True,
+    evidence_against=0.9,
+    coarsest_power=2.0,
+    optimizer=Multiplicative,
+    learning_rate=0.15,
+    schedule=cosine,
 )
-"""The method without what ties the other two to one network: errors are relative, the objective does not saturate,
-and it is the mask's area that is kept small, not ω, which min-max makes meaningless. (Penalties on ω drive it to 0,
-and the map with it, wherever the scores hardly depend on the image, as in an untrained network.)"""
+"""The method without what ties the other two to one network: errors and steps are relative, the objective does not
+saturate, and it is the mask's area that is kept small, not ω, which min-max makes meaningless. (Penalties on ω drive it
+to 0, and the map with it, wherever the scores hardly depend on the image, as in an untrained network.) The coarse base
+layer says which object, the finer one where it ends; docs/quality.md has the figures."""
 
 RECIPES = {"default": DEFAULT, "paper": PAPER, "release": RELEASE}
 

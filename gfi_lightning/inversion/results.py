@@ -1,12 +1,15 @@
 """What comes out of guided feature inversion."""
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gfi_lightning.inversion.optimizer import Adam
+from gfi_lightning.inversion.layers import image_size
+from gfi_lightning.inversion.optimizer import Optimizer
 from gfi_lightning.inversion.scores import logits_of
 
 
@@ -14,7 +17,8 @@ from gfi_lightning.inversion.scores import logits_of
 class Explanation:
     """What guided feature inversion found, for N images and their targets.
 
-    ``*`` stands for the shape of the targets, (N,) or (N, T); K is the number of channels of the base layer.
+    ``*`` stands for the shape of the targets, (N,) or (N, T); K is the number of channels of
+    all base layers together.
 
     Attributes:
         heatmaps: (*, H, W), float32 in [0, 1]: what the target needs (stage 2); zero where degenerate.
@@ -26,6 +30,9 @@ class Explanation:
         weights: (*, K): the channel weights ω ≥ 0.
         degenerate: (*), bool: no evidence was found, because feature maps are constant, zero or not finite.
             Scores that are not finite are given as 0 there.
+        against: (*), int64: the classes that the targets are contrasted with; None: all others.
+        depths: (N, D, H, W), float32 in [0, 1]: what the features at each of D depths preserve (stage 1); None
+            where none were asked for, see ``layers`` of :class:`~gfi_lightning.GuidedFeatureInversion`.
     """
 
     heatmaps: Tensor
@@ -36,10 +43,42 @@ class Explanation:
     removed: Tensor
     weights: Tensor
     degenerate: Tensor
+    against: Tensor | None = None
+    depths: Tensor | None = None
 
     def select(self, chosen: Tensor) -> "Explanation":
         """The same for some of the images: chosen has shape (N,), bool."""
-        return Explanation(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        selected: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in every.items()}
+        return Explanation(**selected)
+
+
+@dataclass(frozen=True)
+class Depths:
+    """What layers of the network preserve of N images, in the order in which they were given; there may be none.
+
+    Attributes:
+        heatmaps: of each layer, (N, H, W), float32 in [0, 1] (stage 1).
+        layers: their names.
+        grids: their resolutions, (h, w).
+    """
+
+    heatmaps: Sequence[Tensor] = ()
+    layers: Sequence[str] = ()
+    grids: Sequence[tuple[int, int]] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence["Depths"]) -> "Depths":
+        """Of several batches the one."""
+        return replace(parts[0], heatmaps=list(map(torch.cat, zip(*(part.heatmaps for part in parts), strict=True))))
+
+    def stacked(self) -> Tensor | None:
+        """The maps, (N, D, H, W); None where there are none."""
+        return torch.stack(list(self.heatmaps), 1) if self.heatmaps else None
+
+    def select(self, chosen: Tensor) -> "Depths":
+        """The same for some of the images: chosen has shape (N,), bool."""
+        return replace(self, heatmaps=[heatmaps[chosen] for heatmaps in self.heatmaps])
 
 
 @dataclass(frozen=True)
@@ -49,33 +88,36 @@ class Chunk:
     Attributes:
         images: (N, C, H, W).
         background: (N, C, H, W).
-        maps: feature maps A_k of the base layer, (N, K, h, w); zero where there is no evidence.
+        maps: feature maps A_k of each base layer, (N, K, h, w), the coarsest last; zero where there is no evidence.
+        ranges: what each feature map was divided by, (N, K, 1, 1).
         output: the model's output for ``count`` untouched images.
         count: their number.
         rows: which of them these images are, (N,).
-        weights: ω, (N, K).
-        optimizer: Adam's state.
+        weights: ω of each base layer, (N, K).
+        optimizers: the optimiser's state for each.
     """
 
     images: Tensor
     background: Tensor
-    maps: Tensor
+    maps: tuple[Tensor, ...]
+    ranges: tuple[Tensor, ...]
     output: Any
     count: int
     rows: Tensor
-    weights: Tensor
-    optimizer: Adam
+    weights: tuple[Tensor, ...]
+    optimizers: tuple[Optimizer, ...]
 
     def __getitem__(self, rows: Tensor) -> "Chunk":
         return Chunk(
             images=self.images[rows],
             background=self.background[rows],
-            maps=self.maps[rows],
+            maps=tuple(maps[rows] for maps in self.maps),
+            ranges=tuple(ranges[rows] for ranges in self.ranges),
             output=self.output,
             count=self.count,
             rows=self.rows[rows],
-            weights=self.weights[rows],
-            optimizer=self.optimizer[rows],
+            weights=tuple(weights[rows] for weights in self.weights),
+            optimizers=tuple(optimizer[rows] for optimizer in self.optimizers),
         )
 
 
@@ -89,18 +131,19 @@ class Inversion:
             model's output holds no logits.
         predicted_score: (N,): that score; None likewise.
         chunks: what stage 2 needs.
+        depths: what other layers preserve.
     """
 
     foreground: Tensor
     predicted: Tensor | None
     predicted_score: Tensor | None
     chunks: tuple[Chunk, ...]
+    depths: Depths = field(default_factory=Depths)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The base layer's resolution (h, w)."""
-        height, width = self.chunks[0].maps.shape[2:]
-        return height, width
+        """The resolution (h, w) of the finest base layer."""
+        return max((image_size(maps) for maps in self.chunks[0].maps), key=math.prod)
 
     @property
     def chunk_sizes(self) -> list[int]:
@@ -115,6 +158,18 @@ class Inversion:
         """
         return torch.cat([logits_of(chunk.output)[chunk.rows] for chunk in self.chunks])
 
+    def runner_up(self) -> Tensor:
+        """The class with the second highest logit, shape (N,), int64; of a single logit the class that it is not.
+
+        Raises:
+            UsageError: the model's output holds no logits.
+        """
+        logits = self.logits().nan_to_num()
+        predicted = logits.argmax(1) if self.predicted is None else self.predicted
+        if logits.shape[1] == 1:
+            return 1 - predicted
+        return logits.scatter(1, predicted[:, None], -torch.inf).argmax(1)
+
     def select(self, chosen: Tensor) -> "Inversion":
         """The same for some of the images: chosen has shape (N,), bool."""
         parts = zip(self.chunks, chosen.split(self.chunk_sizes), strict=True)
@@ -123,6 +178,7 @@ class Inversion:
             predicted=None if self.predicted is None else self.predicted[chosen],
             predicted_score=None if self.predicted_score is None else self.predicted_score[chosen],
             chunks=tuple(chunk[rows] for chunk, rows in parts if rows.any()),
+            depths=self.depths.select(chosen),
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -107,13 +108,15 @@ def check_score(score: str | ScoreFunction) -> None:
         )
 
 
-def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction) -> Tensor:
+def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction, against: Tensor | None = None) -> Tensor:
     """The score of each target, f_c of equation 9.
 
     Args:
         output: the model's output for N images.
         targets: shape (N,), int64.
         score: "softmax", "sigmoid" or a callable.
+        against: shape (N,), int64: the score is then the target's probability if it were either of the two,
+            σ(logit of the target − logit of the other); under a callable, the difference of the two scores.
 
     Returns:
         Shape (N,), at least float32.
@@ -121,8 +124,15 @@ def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction) -> T
     Raises:
         UsageError: a callable returns another shape.
     """
-    if not callable(score):
-        return class_probabilities(output, score).gather(1, targets[:, None]).squeeze(1)
+    if callable(score):
+        scores = _called(score, output, targets)
+        return scores if against is None else scores - _called(score, output, against)
+    if against is not None:
+        return _margin(output, targets, against, score).sigmoid()
+    return class_probabilities(output, score).gather(1, targets[:, None]).squeeze(1)
+
+
+def _called(score: ScoreFunction, output: Any, targets: Tensor) -> Tensor:
     scores = score(output, targets)
     if not isinstance(scores, Tensor) or scores.shape != targets.shape:
         raise UsageError(
@@ -132,13 +142,20 @@ def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction) -> T
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction) -> Tensor:
+def _margin(output: Any, targets: Tensor, against: Tensor, score: str) -> Tensor:
+    logits = _class_logits(output, score)
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, against[:, None])).squeeze(1)
+
+
+def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction, against: Tensor | None = None) -> Tensor:
     """Log p / (1 − p) of each target's probability p, whose gradient does not vanish near p = 1.
 
     Args and errors as in :func:`target_scores`; a callable score is taken as it is.
     """
     if callable(score):
-        return target_scores(output, targets, score)
+        return target_scores(output, targets, score, against)
+    if against is not None:
+        return _margin(output, targets, against, score)
     logits = _class_logits(output, score)
     of_target = logits.gather(1, targets[:, None])
     if score == "softmax":  # against all other classes together
@@ -151,7 +168,7 @@ def predicted_classes(output: Any, score: str | ScoreFunction) -> Tensor:
     return (logits_of(output) if callable(score) else class_probabilities(output, score)).argmax(1)
 
 
-def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction) -> None:
+def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction, argument: str = "targets") -> None:
     """Raise UsageError where a target is not one of the model's classes (not known for a callable score)."""
     if callable(score) or targets.numel() == 0:
         return
@@ -159,34 +176,60 @@ def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction) -> N
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
         raise UsageError(
-            f"targets reach from {low} to {high}, but the model has {classes} classes: "
-            f"use targets from 0 to {classes - 1}."
+            f"{argument} reach from {low} to {high}, but the model has {classes} classes: "
+            f"use {argument} from 0 to {classes - 1}."
         )
 
 
-def scores_of_rows(output: Any, count: int, rows: Tensor, targets: Tensor, score: str | ScoreFunction) -> Tensor:
-    """The scores of targets for some of the images of an output.
+@dataclass(frozen=True)
+class Question:
+    """What is asked about some of the images of an output: why this class, or why this one rather than that?
+
+    Attributes:
+        rows: shape (P,), int64: whose image each target is about; an image may come several times.
+        targets: shape (P,), int64.
+        against: shape (P,), int64: the class that the target is contrasted with; None: all others.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    against: Tensor | None = None
+
+    def __getitem__(self, some: Tensor) -> "Question":
+        return Question(self.rows[some], self.targets[some], None if self.against is None else self.against[some])
+
+    def twice(self) -> "Question":
+        """The same about kept and removed images, one behind the other."""
+        return self[torch.arange(len(self.rows), device=self.rows.device).repeat(2)]
+
+
+def scores_of_rows(output: Any, count: int, question: Question, score: str | ScoreFunction) -> Tensor:
+    """The scores that are asked for.
 
     Args:
         output: the model's output for ``count`` images, in any form.
         count: the number of images.
-        rows: shape (P,): whose image each target is about; an image may come several times.
-        targets: shape (P,), int64.
+        question: about them.
         score: see :func:`target_scores`.
 
     Returns:
         Shape (P,), at least float32.
     """
     if not callable(score):
-        return class_probabilities(output, score)[rows, targets]
+        return target_scores(logits_of(output)[question.rows], question.targets, score, question.against)
     # A callable takes the whole output, one target per image: so it is asked once for each image's first
     # target, once for each second, and so on.
-    turns = _turns(rows)
+    turns = _turns(question.rows)
     asked = [(turns == turn).nonzero().flatten() for turn in range(int(turns.max()) + 1)]
     answers = []
     for now in asked:
-        everyone = targets.new_zeros(count).index_put((rows[now],), targets[now])
-        answers.append(target_scores(output, everyone, score)[rows[now]])
+        part = question[now]
+        everyone, everyones_other = (
+            None if classes is None else classes.new_zeros(count).index_put((part.rows,), classes)
+            for classes in (part.targets, part.against)
+        )
+        assert everyone is not None
+        answers.append(target_scores(output, everyone, score, everyones_other)[part.rows])
     return torch.cat(answers)[torch.cat(asked).argsort()]
 
 

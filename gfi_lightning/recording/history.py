@@ -8,12 +8,16 @@ Below ``<log dir>/gfi/``, or ``<log dir>/gfi/<name>/`` for a callback that is no
 - ``run_<step>_<id>.npz``, one per run of these samples: ``heatmaps`` (N, T, h, w) float16 in [0, 1] at the base
   layer's resolution, ``foregrounds`` (N, h, w) float16, and (N, T) each ``targets`` int64, ``score``,
   ``preserved`` and ``removed`` float32. T is the largest number of targets that a sample has; for samples with
-  fewer, ``targets`` is −1 and the rest NaN.
+  fewer, ``targets`` is −1 and the rest NaN. There may be more: ``against`` (N, T) int64, the classes that the targets
+  are contrasted with, −1 where with none; and of D depths of the network ``depth_layers`` (D,) text, ``depth_grids``
+  (D, 2) int64, the (h, w) of their feature maps, and ``depths`` (N, D, h, w) float16 in [0, 1] at the resolution of
+  the finest of them, but no finer than 56 × 56.
 
 Files are written under another name and then renamed, so that a reader never sees half of one.
 """
 
 import hashlib
+import math
 import os
 import warnings
 import zipfile
@@ -22,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from gfi_lightning.recording.pictures import rgb
 from gfi_lightning.recording.record import Record
@@ -30,6 +36,7 @@ from gfi_lightning.recording.record import Record
 Array = NDArray[Any]
 
 _FOLDER = "gfi"
+_FINEST = 56  # positions on each side of the maps of depths, which else would take most of the room
 
 
 def save_run(folder: str | Path, record: Record, class_names: Sequence[str] | None) -> None:
@@ -83,6 +90,23 @@ def _run_arrays(record: Record) -> dict[str, Array]:
         "score": table(lambda target: target.score, np.nan, np.float32),
         "preserved": table(lambda target: target.preserved, np.nan, np.float32),
         "removed": table(lambda target: target.removed, np.nan, np.float32),
+        "against": table(lambda target: -1 if target.against is None else target.against, -1, np.int64),
+        **_depth_arrays(record),
+    }
+
+
+def _depth_arrays(record: Record) -> dict[str, Array]:
+    """What is kept of the depths; nothing where there are none."""
+    depths = record.samples[0].depths
+    if not depths:
+        return {}
+    finest = max((depth.grid for depth in depths), key=math.prod)
+    grid = min(finest[0], _FINEST), min(finest[1], _FINEST)
+    maps = [torch.stack([depth.heatmap for depth in sample.depths]) for sample in record.samples]
+    return {
+        "depth_layers": np.array([depth.layer for depth in depths], dtype=np.str_),
+        "depth_grids": np.array([depth.grid for depth in depths], dtype=np.int64),
+        "depths": F.adaptive_avg_pool2d(torch.stack(maps), grid).half().numpy(),
     }
 
 
@@ -94,6 +118,7 @@ class History:
         images: (N, H, W, 3), uint8, as shown.
         labels: (N,), int64; −1 where unknown.
         class_names: by class index; may be empty.
+        depth_layers: the layers of :meth:`depths`, in the last run; may be empty.
     """
 
     def __init__(self, samples: Mapping[str, Array], runs: Mapping[int, Mapping[str, Array]]) -> None:
@@ -102,6 +127,7 @@ class History:
         self.labels: Array = samples["labels"]
         self.class_names = [str(name) for name in samples["class_names"]]
         self._runs = [runs[step] for step in self.steps]
+        self.depth_layers = _depth_layers(self._runs[-1]) if self._runs else []
 
     @classmethod
     def load(cls, log_dir: str | Path, name: str | None = None) -> "History":
@@ -141,19 +167,45 @@ class History:
         """The classes that they explain: (steps, targets), int64, −1 where a target is missing."""
         return self._per_step("targets", sample)
 
+    def against(self, sample: int) -> Array:
+        """The classes that each target is contrasted with: (steps, targets), int64, −1 where with none."""
+        return self._per_step("against", sample)
+
+    def depths(self, sample: int) -> Array:
+        """What each of ``depth_layers`` preserves: (steps, layers, h, w), float32 in [0, 1], NaN in runs without."""
+        if not self.depth_layers:
+            return np.empty((len(self), 0, 0, 0), dtype=np.float32)
+        last = self._runs[-1]["depths"][sample]
+        per_step = [
+            run["depths"][sample] if _same_depths(run, self._runs[-1]) else np.full_like(last, np.nan)
+            for run in self._runs
+        ]
+        return np.stack(per_step).astype(np.float32)
+
     def scores(self, sample: int, name: str = "score") -> Array:
         """The targets' "score", or what is "preserved" or "removed" of it: (steps, targets), float32."""
         return self._per_step(name, sample)
 
     def _per_step(self, name: str, sample: int) -> Array:
-        per_step = [run[name][sample] for run in self._runs]
+        # Files of the first version know no contrasts.
+        per_step = [
+            run[name][sample] if name in run else np.full_like(run["targets"][sample], -1) for run in self._runs
+        ]
         most = max((len(values) for values in per_step), default=0)
-        filler = -1 if name == "targets" else np.nan
+        filler = -1 if name in ("targets", "against") else np.nan
         padded = [
             np.concatenate([values, np.full((most - len(values), *values.shape[1:]), filler, values.dtype)])
             for values in per_step
         ]
         return np.stack(padded)
+
+
+def _depth_layers(run: Mapping[str, Array]) -> list[str]:
+    return [str(layer) for layer in run.get("depth_layers", ())]
+
+
+def _same_depths(run: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    return all(np.array_equal(run.get(name, ()), other[name]) for name in ("depth_layers", "depth_grids"))
 
 
 def _load(path: Path) -> dict[str, Array]:

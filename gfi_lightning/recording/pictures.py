@@ -20,6 +20,7 @@ COLOR_MAP = "inferno"  # perceptually uniform, and dark, that is out of the way,
 _OPACITY = 0.6
 _PANEL, _SMALL_PANEL, _LARGEST_PANEL = 256, 144, 512  # px of a panel's longer side
 _OVERVIEW_COLUMNS = 8
+_DEPTHS_IN_A_ROW = 4
 _MARGIN, _LINE, _FONT_SIZE = 14, 21, 15
 _BAR, _BAR_WIDTH = 14, 48  # px of the colour bar, alone and with its numbers
 _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
@@ -78,6 +79,8 @@ class Panel:
 def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Sequence[str] | None = None) -> Pixels:
     """One sample's picture: the image, stage 1, and each target's overlay, with captions and a colour bar.
 
+    Below them, where there are any, what each depth still sees.
+
     Args:
         sample: what was seen.
         number: of the sample, for the caption.
@@ -92,12 +95,51 @@ def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Seque
         Panel(overlay(sample.image, sample.foreground), "stage 1: any class", ["what the features preserve"]),
     ]
     for target in sample.targets:
-        title = f"stage 2: {_name(target.target, class_names)}"
-        captions = [_role(target, sample), *_scores(target)]
-        panels.append(Panel(overlay(sample.image, target.heatmap), title, captions))
+        picture = overlay(sample.image, target.heatmap)
+        title, rest = _question(target, class_names, "stage 2: ", picture.width)
+        panels.append(Panel(picture, title, [*rest, _role(target, sample), *_scores(target)]))
     # Two beside each other: TensorBoard's cards are narrow, and shrink what is wide until nobody can read it.
     rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
-    return compose(rows, f"sample {number}  ·  step {step}")
+    pixels = compose(rows, f"sample {number}  ·  step {step}")
+    return _below(pixels, draw_depths(sample, pixels.shape[1])) if sample.depths else pixels
+
+
+def draw_depths(sample: SampleRecord, width: int) -> Pixels:
+    """What each depth still sees, from the first to the last, four beside each other.
+
+    Args:
+        sample: with depths.
+        width: that they share, px.
+
+    Returns:
+        Pixels (height, about the width, 3), uint8.
+    """
+    count = len(sample.depths)
+    columns = max(-(-count // -(-count // _DEPTHS_IN_A_ROW)), 2)
+    each = (width - (columns + 1) * _MARGIN) // columns
+    panels = [
+        Panel(
+            _of_width(overlay(sample.image, depth.heatmap), each),
+            _fitted(depth.layer, each, bold=True, keep_end=True),
+            [" × ".join(map(str, depth.grid))],
+        )
+        for depth in sample.depths
+    ]
+    rows = [panels[start : start + columns] for start in range(0, count, columns)]
+    return compose(rows, "what each depth still sees", color_bar=False)
+
+
+def _of_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def _below(upper: Pixels, lower: Pixels) -> Pixels:
+    """Two pictures, one below the other, on paper as wide as the wider one."""
+    width = max(upper.shape[1], lower.shape[1])
+    paper = np.full((len(upper) + len(lower), width, 3), _PAPER, dtype=np.uint8)
+    paper[: len(upper), : upper.shape[1]] = upper
+    paper[len(upper) :, : lower.shape[1]] = lower
+    return paper
 
 
 def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> Pixels:
@@ -122,10 +164,23 @@ def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> P
 
 def _small_target(target: TargetRecord, sample: SampleRecord, class_names: Sequence[str] | None) -> Panel:
     picture = overlay(sample.image, target.heatmap, _SMALL_PANEL)
+    title, rest = _question(target, class_names, "", picture.width)
     if target.degenerate:
-        return Panel(picture, _name(target.target, class_names), ["no evidence found"])
-    captions = [f"kept {target.preserved:.2f}", f"removed {target.removed:.2f}"]
-    return Panel(picture, _name(target.target, class_names), captions)
+        return Panel(picture, title, [*rest, "no evidence found"])
+    return Panel(picture, title, [*rest, f"kept {target.preserved:.2f}", f"removed {target.removed:.2f}"])
+
+
+def _question(
+    target: TargetRecord, class_names: Sequence[str] | None, prefix: str, width: int
+) -> tuple[str, list[str]]:
+    """What a map explains, as a title, and as lines below the map where one line does not hold it."""
+    name = _name(target.target, class_names)
+    if target.against is None:
+        return prefix + name, []
+    contrast = f"rather than {_name(target.against, class_names)}"
+    in_one = (f"{prefix}{name} {contrast}", f"{name} {contrast}")
+    fitting = next((line for line in in_one if _fitted(line, width, bold=True) == line), None)
+    return (fitting, []) if fitting else (prefix + name, [contrast])
 
 
 def _name(index: int, class_names: Sequence[str] | None) -> str:
@@ -133,30 +188,40 @@ def _name(index: int, class_names: Sequence[str] | None) -> str:
 
 
 def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | None) -> list[str]:
-    lines = []
+    known = () if sample.label is None else (sample.label,)
+    lines, right = [], known if sample.present is None else sample.present
     if sample.label is not None:
         lines.append(f"label: {_name(sample.label, class_names)}")
+    elif sample.present is not None:
+        lines.append(f"labels: {', '.join(_name(index, class_names) for index in sample.present) or 'none'}")
     if sample.predicted is not None and sample.predicted_score is not None:
-        verdict = "" if sample.label is None else " ✓" if sample.label == sample.predicted else " ✗"
+        verdict = "" if not right else " ✓" if sample.predicted in right else " ✗"
         lines.append(f"predicted{verdict}: {_name(sample.predicted, class_names)}")
         lines.append(f"p {sample.predicted_score:.2f}")
     return lines
 
 
 def _role(target: TargetRecord, sample: SampleRecord) -> str:
-    roles = [
-        name for name, index in (("label", sample.label), ("prediction", sample.predicted)) if index == target.target
-    ]
-    return "the " + " and the ".join(roles) if roles else "as asked for"
+    is_predicted = target.target == sample.predicted
+    if target.against is not None:
+        other = "prediction" if target.against == sample.predicted else "runner-up"
+        return f"the {'prediction' if is_predicted else 'label'}, not the {other}"
+    if sample.present == () and is_predicted:
+        return "no label present: the prediction"
+    roles = ["the label"] if target.target == sample.label else []
+    roles += ["a label"] if target.target in (sample.present or ()) else []
+    roles += ["the prediction"] if is_predicted else []
+    return " and ".join(roles) or "as asked for"
 
 
 def _scores(target: TargetRecord) -> list[str]:
+    score = f"p {target.score:.2f}" + ("" if target.against is None else " of the two")
     if target.degenerate:
-        return ["no evidence found", f"p {target.score:.2f}"]
-    return [f"p {target.score:.2f}", f"kept {target.preserved:.2f} · removed {target.removed:.2f}"]
+        return ["no evidence found", score]
+    return [score, f"kept {target.preserved:.2f} · removed {target.removed:.2f}"]
 
 
-def compose(rows: Sequence[Sequence[Panel | None]], header: str) -> Pixels:
+def compose(rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool = True) -> Pixels:
     """Panels in rows below a header, and a colour bar at the right: pixels (height, width, 3), uint8.
 
     None leaves a place empty.
@@ -166,7 +231,8 @@ def compose(rows: Sequence[Sequence[Panel | None]], header: str) -> Pixels:
     heights = [max(_height(panel) for panel in row if panel) for row in rows]
     bar_left = _MARGIN + sum(width + _MARGIN for width in widths)
     top = _MARGIN + _LINE
-    size = (bar_left + _BAR_WIDTH + _MARGIN, top + sum(height + _MARGIN for height in heights))
+    bar_width = _BAR_WIDTH + _MARGIN if color_bar else 0
+    size = (bar_left + bar_width, top + sum(height + _MARGIN for height in heights))
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, _MARGIN - 4), header, fill=_INK, font=_font(bold=True))
@@ -177,8 +243,9 @@ def compose(rows: Sequence[Sequence[Panel | None]], header: str) -> Pixels:
                 _draw_panel(canvas, draw, panel, (left, top), width)
             left += width + _MARGIN
         top += height + _MARGIN
-    first = next(panel for panel in rows[0] if panel)
-    _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * _LINE), first.picture.height)
+    if color_bar:
+        first = next(panel for panel in rows[0] if panel)
+        _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * _LINE), first.picture.height)
     return np.asarray(canvas)
 
 
@@ -207,13 +274,14 @@ def _draw_color_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tupl
         draw.text((left + _BAR + 4, middle), value, fill=_INK, font=_font(), anchor="lm")
 
 
-def _fitted(text: str, width: int, bold: bool = False) -> str:
-    """The text, shortened with an ellipsis to at most the given width in px."""
+def _fitted(text: str, width: int, bold: bool = False, keep_end: bool = False) -> str:
+    """The text, shortened with an ellipsis, behind it or in front, to at most the given width in px."""
     font = _font(bold)
     if font.getlength(text) <= width:
         return text
-    shorter = next((end for end in range(len(text), 0, -1) if font.getlength(text[:end] + "…") <= width), 0)
-    return text[:shorter] + "…"
+    lengths = range(len(text) - 1, 0, -1)
+    shorter = ("…" + text[-length:] if keep_end else text[:length] + "…" for length in lengths)
+    return next((part for part in shorter if font.getlength(part) <= width), "…")
 
 
 @cache

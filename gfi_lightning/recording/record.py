@@ -1,17 +1,21 @@
 """What was seen in one run of the callback."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gfi_lightning.inversion.results import Explanation, Inversion
+from gfi_lightning.inversion.results import Depths, Explanation, Inversion
 
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """One target's map: heatmap (H, W), float32 in [0, 1]; its score untouched, kept and removed."""
+    """One target's map: heatmap (H, W), float32 in [0, 1]; its score untouched, kept and removed.
+
+    Where it is contrasted with a class, ``against``, scores are the target's probability if it were one of these two.
+    """
 
     target: int
     heatmap: Tensor
@@ -19,14 +23,24 @@ class TargetRecord:
     preserved: float
     removed: float
     degenerate: bool
+    against: int | None = None
+
+
+@dataclass(frozen=True)
+class DepthRecord:
+    """What a layer preserves: its name, its resolution (h, w), and the map (H, W), float32 in [0, 1]."""
+
+    layer: str
+    grid: tuple[int, int]
+    heatmap: Tensor
 
 
 @dataclass(frozen=True)
 class SampleRecord:
     """One sample: its image (C, H, W) for display, in [0, 1], and every map that was made for it.
 
-    ``label`` and the prediction are None where they are not known; the first target is the one that the
-    curves follow.
+    ``label`` and the prediction are None where they are not known; ``present`` are the labels where there may be
+    several, else None. The first target is the one that the curves follow; ``depths`` are there if asked for.
     """
 
     image: Tensor
@@ -35,6 +49,8 @@ class SampleRecord:
     predicted_score: float | None
     foreground: Tensor
     targets: list[TargetRecord]
+    present: tuple[int, ...] | None = None
+    depths: Sequence[DepthRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ class Record:
 def sample_records(
     images: Tensor,
     labels: Tensor | None,
+    present: Tensor | None,
     inversion: Inversion,
     explanations: list[tuple[list[int], Explanation]],
 ) -> list[SampleRecord]:
@@ -73,6 +90,7 @@ def sample_records(
     Args:
         images: for display, shape (N, C, H, W), in [0, 1].
         labels: shape (N,), or None.
+        present: which classes are, shape (N, classes), bool; or None.
         inversion: of all N images.
         explanations: each with the numbers of the samples that it is about.
     """
@@ -88,22 +106,38 @@ def sample_records(
             predicted_score=None if inversion.predicted_score is None else float(inversion.predicted_score[number]),
             foreground=inversion.foreground[number].cpu(),
             targets=targets[number],
+            present=tuple(present[number].nonzero().flatten().tolist()) if present is not None else None,
+            depths=_depth_records(inversion.depths, number),
         )
         for number in range(len(images))
     ]
+
+
+def _depth_records(depths: Depths, number: int) -> list[DepthRecord]:
+    parts = zip(depths.layers, depths.grids, depths.heatmaps, strict=True)
+    return [DepthRecord(layer, grid, heatmaps[number].cpu()) for layer, grid, heatmaps in parts]
 
 
 def _target_records(explanation: Explanation) -> list[list[TargetRecord]]:
     """For each sample the records of its targets."""
     count = len(explanation.targets)
     names = ("targets", "heatmaps", "score", "preserved", "removed", "degenerate")
-    per_target = [getattr(explanation, name).detach().cpu() for name in names]
+    against = torch.full_like(explanation.targets, -1) if explanation.against is None else explanation.against
+    per_target = [values.detach().cpu() for values in (*(getattr(explanation, name) for name in names), against)]
     # (N,) and (N, T) alike as (N, T)
     columns = [values.reshape(count, -1, *values.shape[explanation.targets.ndim :]) for values in per_target]
     return [
         [
-            TargetRecord(int(target), heatmap, float(score), float(preserved), float(removed), bool(degenerate))
-            for target, heatmap, score, preserved, removed, degenerate in zip(
+            TargetRecord(
+                int(target),
+                heatmap,
+                float(score),
+                float(preserved),
+                float(removed),
+                bool(degenerate),
+                None if other < 0 else int(other),
+            )
+            for target, heatmap, score, preserved, removed, degenerate, other in zip(
                 *(values[row] for values in columns), strict=True
             )
         ]

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.layers import as_layers
 from gfi_lightning.training.samples import as_indices, as_names
 
+TARGETS = ("label", "predicted", "contrast", "present")
 _NAME = re.compile(r"[\w-]+")
 
 
@@ -44,21 +46,27 @@ def check_samples(samples: Any) -> None:
 def check_targets(targets: Any) -> None:
     """Raise UsageError for what stands for no classes."""
     if isinstance(targets, str):
-        known = targets in ("label", "predicted")
+        known = targets in TARGETS
     elif isinstance(targets, Sequence):
         known = len(targets) > 0 and all(map(_is_index, targets))
     else:
         known = callable(targets) or _is_index(targets)
     if not known:
         raise UsageError(
-            f"targets={targets!r} is unknown: use 'label', 'predicted', a class index, a list of them, or a callable."
+            f"targets={targets!r} is unknown: use {', '.join(map(repr, TARGETS))}, a class index, a list of them, "
+            "or a callable."
         )
 
 
 def check_layer(argument: str, layer: Any) -> None:
     """Raise UsageError for what is neither a name nor a module."""
-    if layer is not None and not isinstance(layer, nn.Module) and not (isinstance(layer, str) and layer):
-        raise UsageError(f"{argument}={layer!r} is no layer: give the name of one, or the module, or None.")
+    given = (layer,) if argument == "inversion_layer" else as_layers(layer)
+    if layer is None or (given and all(isinstance(one, nn.Module) or (isinstance(one, str) and one) for one in given)):
+        return
+    several = {"layer": " (or several, the coarsest last)", "layers": " (or several, from shallow to deep)"}
+    raise UsageError(
+        f"{argument}={layer!r} is no layer: give the name of one, or the module{several.get(argument, '')}, or None."
+    )
 
 
 def check_class_names(class_names: Any) -> None:

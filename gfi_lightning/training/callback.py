@@ -16,7 +16,7 @@ from typing_extensions import override
 from gfi_lightning.errors import Fault, UsageError, attempt
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.backgrounds import Background, background_function
-from gfi_lightning.inversion.layers import module_name
+from gfi_lightning.inversion.layers import LayerLike, as_layers, module_name
 from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
@@ -58,12 +58,17 @@ class GFICallback(L.Callback):
             ``tensors``; otherwise the first ones. Fewer where the data set has fewer.
         samples: indices into that data set, or a ready batch, instead.
         targets: which class is explained. "label": the image's label, and beside it the predicted class where
-            that is another; "predicted": the predicted class; a class index, or a list of them, for all
-            images; or a callable from logits (N, classes) and labels (N,) or None to class indices (N,) or
-            (N, T).
+            that is another; "predicted": the predicted class; "contrast": why the label rather than the predicted
+            class, and where they agree, or without labels, why the predicted class rather than the runner-up;
+            "present": each class that is present, where labels are multi-hot, (N, classes), 0 or 1 each, and the
+            most probable class where none is (understood by itself under ``score="sigmoid"``); a class index, or
+            a list of them, for all images; or a callable from logits (N, classes) and labels, (N,), multi-hot
+            (bool) or None, to class indices (N,) or (N, T).
         layer: the base layer by its name in the LightningModule; None: the last feature map, see
-            :class:`~gfi_lightning.GuidedFeatureInversion`, as for the next four and ``chunk_size``.
+            :class:`~gfi_lightning.GuidedFeatureInversion`, as for the next five and ``chunk_size``.
         inversion_layer: where stage 1 compares features.
+        layers: several depths of the network, from shallow to deep: below each sample's picture comes a row of
+            what the features of each still preserve, whatever the class. Each costs a stage 1 that runs up to it.
         recipe: "default", "paper", "release" or a :class:`~gfi_lightning.Recipe`.
         background: "blur", "mean", "noise" or a callable.
         score: "softmax", "sigmoid" or a callable.
@@ -106,8 +111,9 @@ class GFICallback(L.Callback):
         num_samples: int = 8,
         samples: Any = None,
         targets: Targets = "label",
-        layer: str | nn.Module | None = None,
-        inversion_layer: str | nn.Module | None = None,
+        layer: LayerLike | Sequence[LayerLike] | None = None,
+        inversion_layer: LayerLike | None = None,
+        layers: LayerLike | Sequence[LayerLike] | None = None,
         recipe: str | Recipe = "default",
         background: str | Background = "blur",
         score: str | ScoreFunction = "softmax",
@@ -126,6 +132,7 @@ class GFICallback(L.Callback):
         arguments.check_targets(targets)
         arguments.check_layer("layer", layer)
         arguments.check_layer("inversion_layer", inversion_layer)
+        arguments.check_layer("layers", layers)
         arguments.check_class_names(class_names)
         arguments.check_callable("forward", forward, "(module, images) → output")
         arguments.check_callable("batch", batch, "batch → (images, labels)")
@@ -150,6 +157,7 @@ class GFICallback(L.Callback):
             batch=batch,
             explainer={
                 "inversion_layer": inversion_layer,
+                "layers": layers,
                 "recipe": recipe,
                 "background": background,
                 "score": score,
@@ -266,10 +274,14 @@ class GFICallback(L.Callback):
     def _name_layers(self, pl_module: L.LightningModule) -> None:
         """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""
         with suppress(UsageError):
-            if isinstance(self._settings.layer, nn.Module):
-                self._settings = replace(self._settings, layer=module_name(pl_module, self._settings.layer))
-            if isinstance(layer := self._settings.explainer["inversion_layer"], nn.Module):
-                self._settings.explainer["inversion_layer"] = module_name(pl_module, layer)
+            if self._settings.layer is not None:
+                names = [module_name(pl_module, layer) for layer in as_layers(self._settings.layer)]
+                self._settings = replace(self._settings, layer=names)
+            explainer = self._settings.explainer
+            if isinstance(layer := explainer["inversion_layer"], nn.Module):
+                explainer["inversion_layer"] = module_name(pl_module, layer)
+            if explainer["layers"] is not None:
+                explainer["layers"] = [module_name(pl_module, layer) for layer in as_layers(explainer["layers"])]
 
     def _open_session(self, trainer: L.Trainer) -> Session | None:
         """The samples of this run, read when they are first needed; None where nothing is to be explained."""

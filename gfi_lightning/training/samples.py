@@ -257,6 +257,17 @@ def class_indices(labels: Any, count: int) -> Tensor | None:
     return tensor.long()
 
 
+def multi_hot(labels: Any, count: int) -> Tensor | None:
+    """Labels as which classes are present, (N, classes), bool; None where they are not 0 or 1 for each class."""
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if tensor.ndim != 2 or len(tensor) != count or tensor.shape[1] < 2 or not ((tensor == 0) | (tensor == 1)).all():
+        return None
+    return tensor.bool()
+
+
 def attribute_of_dataset(dataset: Any, name: str) -> Any:
     """An attribute of a data set, or of the one that it wraps (Subset, ConcatDataset); None where missing."""
     for _ in range(8):  # wrappers may be nested, but not for ever

@@ -4,6 +4,8 @@ Written straight from the method's two tables of constants, with ordinary hooks,
 image at a time; it shares no code with the package.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -93,3 +95,87 @@ def explain_like_release(model, image, target, background, base, *, steps=(11, 6
         if step + 1 == steps[0]:
             foreground = release_mask(weights, maps, size).detach()
     return release_mask(weights, maps, size)[0, 0].detach(), weights.detach(), foreground[0, 0]
+
+
+def log_odds(logits, target):
+    others = torch.cat([logits[0, :target], logits[0, target + 1 :]])
+    return logits[0, target] - torch.logsumexp(others, 0)
+
+
+def scaled(maps):
+    """Each channel of (K, h, w) to [0, 1], and what it was divided by."""
+    sizes = torch.stack([one.max() - one.min() for one in maps])
+    parts = [(one - one.min()) / size if size > 0 else 0 * one for one, size in zip(maps, sizes, strict=True)]
+    return torch.stack(parts), sizes
+
+
+def product_mask(weights, maps, size, power):
+    """Both layers' masks, the coarse one (the last) to a power."""
+    product = 1
+    for number, (w, a) in enumerate(zip(weights, maps, strict=True)):
+        mask = paper_mask(w, a[None], size)
+        product = product * (mask**power if number == len(maps) - 1 else mask)
+    return (product - product.min()) / (product.max() - product.min())
+
+
+def multiplicative_descent(weights, loss, steps, rate, momentum=0.8):
+    velocity = [torch.zeros_like(one) for one in weights]
+    for step in range(steps):
+        leaves = [one.clone().requires_grad_() for one in weights]
+        loss(leaves).backward()
+        factor = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        weights = []
+        for number, leaf in enumerate(leaves):
+            velocity[number] = momentum * velocity[number] + leaf.grad / leaf.grad.abs().max()
+            moved = leaf.detach() * torch.exp(-factor * velocity[number])
+            weights.append(moved / moved.norm())
+    return weights
+
+
+def explain_like_default(model, image, target, background, layers, recipe):
+    """The default recipe, with the recipe's numbers, layer by layer and image by image."""
+    size = image.shape[-2:]
+    raw = [capture(model, layer, image)[0][0].detach() for layer in layers]
+    maps, ranges = zip(*map(scaled, raw), strict=True)
+    reference = raw[-1]
+
+    def mix(mask):
+        return image * mask + background * (1 - mask), image * (1 - mask) + background * mask
+
+    def stage_1(weights):
+        mask = product_mask(weights, maps, size, recipe.coarsest_power)
+        error = ((capture(model, layers[-1], mix(mask)[0])[0][0] - reference) ** 2).sum() / (reference**2).sum()
+        return error + recipe.inversion_area_penalty * mask.mean()
+
+    weights = [torch.full((len(one),), 0.1, dtype=image.dtype) for one in maps]
+    weights = multiplicative_descent(weights, stage_1, recipe.inversion_steps, recipe.learning_rate)
+    foreground = product_mask(weights, maps, size, recipe.coarsest_power)
+
+    evidence = []
+    for number, layer in enumerate(layers):
+        found = []
+        handle = dict(model.named_modules())[layer].register_forward_hook(
+            lambda m, a, out, found=found: (found.append(out), out.clone())[1]
+        )
+        logits = model(image.clone().requires_grad_())
+        handle.remove()
+        (gradient,) = torch.autograd.grad(log_odds(logits, target), found)
+        per_channel = [
+            (g * size_of_one * a).sum() / a.sum() if a.sum() > 0 else torch.zeros_like(size_of_one)
+            for g, size_of_one, a in zip(gradient[0], ranges[number], maps[number], strict=True)
+        ]
+        evidence.append(torch.stack(per_channel))
+    evidence[0] = torch.where(evidence[0] > 0, evidence[0], 0.0)
+    evidence[1] = torch.where(evidence[1] > 0, evidence[1], recipe.evidence_against * evidence[1])
+    maps = [a * e.sign()[:, None, None] for a, e in zip(maps, evidence, strict=True)]
+    weights = [w * e.abs() / (w * e.abs()).norm() for w, e in zip(weights, evidence, strict=True)]
+
+    def stage_2(weights):
+        mask = product_mask(weights, maps, size, recipe.coarsest_power)
+        kept, removed = mix(mask)
+        gain = log_odds(model(kept), target) - recipe.removed_weight * log_odds(model(removed), target)
+        return recipe.target_area_penalty * mask.mean() - gain
+
+    weights = multiplicative_descent(weights, stage_2, recipe.target_steps, recipe.learning_rate)
+    mask = product_mask(weights, maps, size, recipe.coarsest_power)
+    return mask[0, 0].detach(), torch.cat(weights), foreground[0, 0].detach()

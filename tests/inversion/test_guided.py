@@ -11,6 +11,7 @@ from gfi_lightning.inversion.recipes import RECIPES
 from tests.networks import ToyCNN, random_images
 
 SHORT = replace(RECIPES["default"], inversion_steps=3, target_steps=4)
+STAGE_1, STAGE_2 = 3, SHORT.evidence + 4  # passes
 
 
 def count_calls(*modules):
@@ -47,7 +48,7 @@ def test_targets_side_by_side_are_targets_on_their_own():
     gfi = GuidedFeatureInversion(model, recipe=SHORT)
     together = gfi.explain(images, targets)
     assert together.heatmaps.shape == (4, 3, 16, 16)
-    assert together.weights.shape == (4, 3, 6)
+    assert together.weights.shape == (4, 3, 8 + 6)  # both base layers
     assert together.foreground.shape == (4, 16, 16)
     for column in range(3):
         alone = gfi.explain(images, targets[:, column])
@@ -72,16 +73,16 @@ def test_forward_passes(layer, targets):
     calls = count_calls(model, model.fine, model.coarse, model.head)
     gfi = GuidedFeatureInversion(model, layer, inversion_layer="coarse", recipe=SHORT)
     gfi.explain(images, torch.zeros(4, targets, dtype=torch.long))
-    assert calls[model] == calls[model.fine] == calls[model.coarse] == 1 + 3 + 4
-    assert calls[model.head] == 1 + 4  # stage 1 runs nothing behind the inversion layer
+    assert calls[model] == calls[model.fine] == calls[model.coarse] == 1 + STAGE_1 + STAGE_2
+    assert calls[model.head] == 1 + STAGE_2  # stage 1 runs nothing behind the inversion layer
 
 
 def test_stage_1_stops_at_an_inversion_layer_in_front_of_the_base_layer():
     model, images = ToyCNN(), random_images(2, dtype=torch.float32)
     calls = count_calls(model.fine, model.pool, model.coarse)
     GuidedFeatureInversion(model, "coarse", inversion_layer="fine", recipe=SHORT).explain(images)
-    assert calls[model.fine] == 1 + 3 + 4
-    assert calls[model.pool] == calls[model.coarse] == 1 + 4
+    assert calls[model.fine] == 1 + STAGE_1 + STAGE_2
+    assert calls[model.pool] == calls[model.coarse] == 1 + STAGE_2
 
 
 def test_a_layer_that_runs_several_times_counts_with_its_last_output():
@@ -100,8 +101,8 @@ def test_a_layer_that_runs_several_times_counts_with_its_last_output():
     model, images = Shared().double(), random_images(2)
     calls = count_calls(model.block, model.head)
     explanation = GuidedFeatureInversion(model, "block", recipe=SHORT).explain(images)
-    assert calls[model.block] == 2 * (1 + 3 + 4)
-    assert calls[model.head] == 1 + 4
+    assert calls[model.block] == 2 * (1 + STAGE_1 + STAGE_2)
+    assert calls[model.head] == 1 + STAGE_2
     # The same maps by another name
     model.last = nn.Identity()
     model.forward = lambda x: model.head(model.last(model.block(model.block(model.start(x)))).mean((2, 3)))
@@ -141,7 +142,7 @@ def test_scores_are_those_of_the_blended_images():
 
 def test_stage_1_alone():
     model, images = ToyCNN().double(), random_images(2)
-    explanation = GuidedFeatureInversion(model, recipe=replace(SHORT, target_steps=0)).explain(images)
+    explanation = GuidedFeatureInversion(model, recipe=replace(SHORT, target_steps=0, evidence=False)).explain(images)
     torch.testing.assert_close(explanation.heatmaps, explanation.foreground)
     assert (explanation.preserved > 0).all()
 
@@ -170,7 +171,9 @@ def test_results_and_conventions():
     assert not explanation.heatmaps.requires_grad
     assert (explanation.weights >= 0).all()
     assert explanation.degenerate.dtype == torch.bool
-    assert gfi.layer == "coarse"
+    assert gfi.layer == ("fine", "coarse")
+    assert explanation.against is None
+    assert explanation.depths is None
     assert torch.equal(gfi.attribute(images, 2)[:, 0], gfi.explain(images, torch.tensor([2, 2, 2])).heatmaps)
 
 

@@ -7,8 +7,8 @@ import torch
 
 from gfi_lightning import GuidedFeatureInversion
 from gfi_lightning.inversion.backgrounds import background_function
-from gfi_lightning.inversion.recipes import PAPER
-from tests.inversion.reference import explain_like_paper, explain_like_release
+from gfi_lightning.inversion.recipes import DEFAULT, PAPER
+from tests.inversion.reference import explain_like_default, explain_like_paper, explain_like_release
 from tests.networks import ToyCNN, random_images
 
 TOLERANCE = 1e-6
@@ -68,3 +68,17 @@ def test_sigmoid_raises_the_papers_penalty_to_that_of_several_labels():
         weights.append((expected[1] - single[1]).abs().max())
     assert not explanation.degenerate.any()
     assert max(weights) > 10 * TOLERANCE, "the two penalties give the same: the test would not tell them apart"
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_default(seed):
+    model, images = ToyCNN(seed=seed).double(), random_images(3, seed=seed)
+    gfi = GuidedFeatureInversion(model)
+    explanation = gfi.explain(images)
+    assert gfi.layer == ("fine", "coarse")
+    behind = background_function("blur")(images)
+    for number, target in enumerate(model(images).argmax(1)):
+        one = slice(number, number + 1)
+        expected = explain_like_default(model, images[one], target, behind[one], ("fine", "coarse"), DEFAULT)
+        assert_agrees(explanation, number, *expected)
+    assert not explanation.degenerate.any()

@@ -167,3 +167,26 @@ def test_a_callable_score_without_logits_needs_targets():
     with pytest.raises(UsageError, match="targets=None needs logits"):
         gfi.explain(images)
     assert gfi.explain(images, 1).heatmaps.shape == (2, 16, 16)
+
+
+def test_a_callable_score_may_be_told_of_regions_by_its_targets():
+    """Targets as numbers of the images reach the score with their images, however these are cut into chunks."""
+
+    class Segmentation(ToyCNN):
+        def forward(self, images):
+            return self.coarse(self.pool(self.fine(images)))
+
+    model, images = Segmentation(), random_images(5, dtype=torch.float32)
+    regions = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+
+    def inside(output, numbers):
+        return (output[:, 0] * regions[numbers]).sum((1, 2))
+
+    expected = (model(images)[:, 0] * regions).sum((1, 2))
+    maps = []
+    for chunk_size in (None, 2):
+        gfi = GuidedFeatureInversion(model, "fine", score=inside, chunk_size=chunk_size)
+        explanation = gfi.explain(images, torch.arange(5))
+        torch.testing.assert_close(explanation.score, expected)
+        maps.append(explanation.heatmaps)
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-3)

@@ -9,7 +9,7 @@ import torch
 from gfi_lightning import History
 from gfi_lightning.recording.film import film_strip, spread
 from gfi_lightning.recording.history import save_run
-from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
+from gfi_lightning.recording.record import DepthRecord, Record, SampleRecord, TargetRecord
 
 GRID, SIZE = (4, 4), (16, 16)
 
@@ -67,6 +67,73 @@ def test_round_trip(tmp_path):
     assert history.scores(1, "preserved")[0].tolist() == [0.75, 0.75]
     shown = records[0].samples[0].image.permute(1, 2, 0)
     np.testing.assert_allclose(history.images[0] / 255, shown, atol=0.5 / 255 + 1e-6)
+
+
+def with_depths(run, **grids):
+    """The same with maps of depths, of which each row of positions has a brightness of its own."""
+    samples = [
+        replace(
+            sample,
+            depths=[
+                DepthRecord(layer, (rows, rows), torch.linspace(0, 1, 112)[:, None].expand(112, 112) / (1 + number))
+                for layer, rows in grids.items()
+            ],
+        )
+        for number, sample in enumerate(run.samples)
+    ]
+    return replace(run, samples=samples)
+
+
+def test_depths(tmp_path):
+    runs = [record(0), with_depths(record(1), early=28), with_depths(record(2), late=7, early=28)]
+    runs.append(with_depths(record(3), late=7, early=28))
+    for run in runs:
+        save_run(tmp_path / "gfi", run, None)
+    history = History.load(tmp_path)
+    assert history.depth_layers == ["late", "early"]
+    depths = history.depths(1)
+    assert depths.dtype == np.float32
+    assert depths.shape == (4, 2, 28, 28)
+    assert np.isnan(depths[:2]).all()
+    rows = torch.linspace(0, 1, 112).reshape(28, 4).mean(1) / 2
+    np.testing.assert_allclose(depths[2:], rows[:, None].expand(2, 2, 28, 28), atol=1e-3)
+    with np.load(next((tmp_path / "gfi").glob("run_0000000003_*"))) as arrays:
+        assert arrays["depth_grids"].tolist() == [[7, 7], [28, 28]]
+
+
+def test_depths_are_kept_no_finer_than_56(tmp_path):
+    save_run(tmp_path / "gfi", with_depths(record(0), first=112), None)
+    history = History.load(tmp_path)
+    assert history.depths(0).shape == (1, 1, 56, 56)
+    rows = torch.linspace(0, 1, 112).reshape(56, 2).mean(1)
+    np.testing.assert_allclose(history.depths(0)[0, 0, :, 3], rows, atol=1e-3)
+
+
+def test_contrasts(tmp_path):
+    plain, run = record(0, (1, 2)), record(5, (1, 2))
+    contrasted = [
+        replace(sample, targets=[replace(target, against=3 + target.target) for target in sample.targets])
+        for sample in run.samples
+    ]
+    for one in (plain, replace(run, samples=contrasted)):
+        save_run(tmp_path / "gfi", one, None)
+    history = History.load(tmp_path)
+    assert history.against(0).tolist() == [[-1, -1], [3, -1]]
+    assert history.against(1).tolist() == [[-1, -1], [3, 4]]
+
+
+def test_files_of_before_depths_and_contrasts(tmp_path):
+    save_run(tmp_path / "gfi", with_depths(record(0), early=28), None)
+    (path,) = (tmp_path / "gfi").glob("run_*")
+    with np.load(path) as arrays:
+        before = {name: arrays[name] for name in arrays.files if not name.startswith(("depth", "against"))}
+    assert len(before) == 6
+    np.savez_compressed(path, **before)
+    history = History.load(tmp_path)
+    assert history.depth_layers == []
+    assert history.depths(1).shape == (1, 0, 0, 0)
+    assert history.against(1).tolist() == [[-1, -1]]
+    assert history.targets(1).tolist() == [[0, 1]]
 
 
 def test_a_run_of_the_same_step_replaces_the_former(tmp_path):

@@ -1,12 +1,15 @@
 """Pictures show what they say, at a size that can be read."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 
 from gfi_lightning.recording.pictures import COLOR_MAP, draw_overview, draw_sample, enlarged, overlay, rgb
-from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
+from gfi_lightning.recording.record import DepthRecord, Record, SampleRecord, TargetRecord
 
 NAMES = ["ant", "a class with a name that goes on and on and would not fit below any picture", "猫"]
 
@@ -66,6 +69,95 @@ def test_the_plain_image_stands_beside_its_overlays():
     # Somewhere in the picture the image stands as it is.
     corner = np.argwhere((pixels[:60, :60] == plain[0, 0]).all(2))
     assert any((pixels[y : y + 256, x : x + 256] == plain).all() for y, x in corner)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every text that is drawn, with its font and place."""
+    texts, draw = {}, ImageDraw.ImageDraw.text
+
+    def text(self, position, text, *arguments, **options):
+        texts[text] = position, options["font"]
+        return draw(self, position, text, *arguments, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return texts
+
+
+ANIMALS = ["cat", "dog", "a class with a name that goes on and on and would not fit below any picture"]
+
+
+@pytest.mark.parametrize(
+    ("against", "label", "expected"),
+    [
+        (1, 0, ["stage 2: cat rather than dog", "the label, not the prediction", "p 0.25 of the two"]),
+        (2, 1, ["stage 2: cat", "rather than a class with a name", "p 0.25 of the two"]),
+    ],
+)
+def test_a_contrast_says_both_classes(drawn, against, label, expected):
+    shown = sample(size=(3, 16, 16), label=label, predicted=1, targets=1)
+    shown = replace(shown, targets=[replace(shown.targets[0], against=against)])
+    draw_sample(shown, 0, 0, ANIMALS)
+    for start in expected:
+        assert any(text.startswith(start) for text in drawn), start
+    drawn.clear()
+    draw_overview(Record(5, (4, 4), [shown]), ANIMALS)
+    assert {"sample 0", "any class", "cat", "kept 0.50"} <= drawn.keys(), (
+        "the panels are too narrow for both in one line"
+    )
+    (position, _) = next(place for text, place in drawn.items() if text.startswith("rather than"))
+    assert drawn["cat"][0][1] < position[1] < drawn["kept 0.50"][0][1]
+    assert all(position[0] + font.getlength(text) < 230 for text, (position, font) in drawn.items())
+
+
+def test_the_prediction_is_contrasted_with_the_runner_up(drawn):
+    shown = sample(label=0, predicted=0, targets=1)
+    draw_sample(replace(shown, targets=[replace(shown.targets[0], against=1)]), 0, 0, ANIMALS)
+    assert {"the prediction, not the runner-up", "predicted ✓: cat"} <= drawn.keys()
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ((0, 1), {"labels: cat, dog", "predicted ✓: dog", "a label", "a label and the prediction"}),
+        ((0,), {"labels: cat", "predicted ✗: dog", "a label", "the prediction"}),
+        ((), {"labels: none", "predicted: dog", "as asked for", "no label present: the prediction"}),
+    ],
+)
+def test_present_classes(drawn, present, expected):
+    draw_sample(replace(sample(label=None, predicted=1, targets=2), present=present), 0, 0, ANIMALS)
+    assert expected <= drawn.keys()
+
+
+def with_depths(shown, count):
+    layers = [f"model.backbone.layer{number}.conv" for number in range(count)]
+    grids = [(2 ** (5 - number), 2 ** (5 - number)) for number in range(count)]
+    depths = [DepthRecord(layer, grid, torch.full((16, 16), 0.5)) for layer, grid in zip(layers, grids, strict=True)]
+    return replace(shown, depths=depths)
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 2), (2, 2), (3, 3), (4, 4), (5, 3)])
+def test_what_each_depth_still_sees(drawn, count, columns):
+    plain = sample(targets=1)
+    above = draw_sample(plain, 0, 0, NAMES)
+    pixels = draw_sample(with_depths(plain, count), 0, 0, NAMES)
+    assert "what each depth still sees" in drawn
+    assert pixels.shape[1] == above.shape[1]
+    np.testing.assert_array_equal(pixels[: len(above)], above)
+    side = (pixels.shape[1] - 14 * (columns + 1)) // columns
+    resolutions = [f"{2 ** (5 - number)} × {2 ** (5 - number)}" for number in range(count)]
+    places = [drawn[text][0] for text in resolutions]
+    assert places == sorted(places, key=lambda place: (place[1], place[0])), "in the order in which they were given"
+    assert [place[0] for place in places] == [14 + number % columns * (side + 14) for number in range(count)]
+    assert len({place[1] for place in places}) == -(-count // columns)
+    endings = [text for text in drawn if text.endswith(".conv")]
+    assert len(endings) == count
+    assert all(drawn[text][1].getlength(text) <= side for text in endings)
+
+
+def test_a_row_of_depths_below_a_narrow_picture(drawn):
+    pixels = draw_sample(with_depths(sample(size=(3, 64, 16), targets=1), 2), 0, 0)
+    assert pixels.shape[0] > pixels.shape[1]
 
 
 def test_captions_change_the_picture():

@@ -67,6 +67,30 @@ class ToyModule(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+PRESENT = ([0], [1, 3], [0, 2, 4], [])  # classes of each fourth picture
+
+
+class SeveralLabels(Pictures):
+    """Pictures of which each may show several classes, or none."""
+
+    def __init__(self, size=20, seed=0):
+        super().__init__(size, seed=seed)
+        present = [PRESENT[number % len(PRESENT)] for number in range(size)]
+        self.targets = [torch.tensor([float(index in row) for index in range(CLASSES)]) for row in present]
+
+
+class TellsEach(ToyModule):
+    """Tells each class by itself."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = self.unpack(batch)
+        return F.binary_cross_entropy_with_logits(self(images), labels)
+
+    def validation_step(self, batch, batch_idx):
+        images, labels = self.unpack(batch)
+        self.log("val_loss", F.binary_cross_entropy_with_logits(self(images), labels))
+
+
 class TwoOptimizers(ToyModule):
     """Manual optimisation: two optimiser steps in every batch."""
 

@@ -62,6 +62,39 @@ def explained(folder, num_samples, talks=False, ranks=2):
     return Counting.count
 
 
+def several_labels():
+    labels = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 0, 0, 1], [0] * 5, [0, 0, 0, 0, 1]])
+    return Pictures().images[:5], labels
+
+
+OPTIONS = {
+    "contrast": {"targets": "contrast"},
+    "present": {"targets": "present", "score": "sigmoid", "samples": several_labels()},
+    "depths": {"layers": ["network.fine", "network.coarse"]},
+}
+
+
+def explained_with(folder, options, ranks=2):
+    Counting.count = 0
+    fit(folder, Counting(ranks > 1), quick_callback(num_samples=5, **OPTIONS[options]), ranks=ranks)
+    return Counting.count
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_whatever_is_explained_is_that_of_one_process(tmp_path, two_ranks, options):
+    """Five samples in three and two, of which the one rank's have up to three classes, and the other's one."""
+    passes = two_ranks(explained_with, tmp_path / "two", options)
+    explained_with(tmp_path / "one", options, ranks=1)
+    two, one = (History.load(tmp_path / name / "version_0") for name in ("two", "one"))
+    assert passes[0] == passes[1] > 0
+    assert two.depth_layers == one.depth_layers
+    for sample in range(5):  # at step 0, before the batches differ
+        for name in ("targets", "against"):
+            np.testing.assert_array_equal(getattr(two, name)(sample)[0], getattr(one, name)(sample)[0])
+        for name in ("heatmaps", "depths"):
+            np.testing.assert_allclose(getattr(two, name)(sample)[0], getattr(one, name)(sample)[0], atol=1e-3)
+
+
 def pixels(log_dir, tag):
     events = EventAccumulator(str(log_dir), size_guidance={"images": 0}).Reload()
     (event, *_) = events.Images(tag)

@@ -34,7 +34,12 @@ def fit(folder, *callbacks, **options):
 
 @pytest.mark.parametrize(
     "schedule",
-    [{}, {"every_n_steps": 1}, {"every_n_epochs": 2, "targets": [0, 1], "background": "noise"}],
+    [
+        {},
+        {"every_n_steps": 1},
+        {"every_n_epochs": 2, "targets": [0, 1], "background": "noise"},
+        {"targets": "contrast", "layers": ["network.fine", "network.coarse"]},
+    ],
     ids=str,
 )
 def test_weights_metrics_and_random_numbers_are_bit_for_bit_the_same(tmp_path, schedule):

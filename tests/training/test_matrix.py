@@ -112,7 +112,19 @@ def ready_batch():
 
 READY = {"samples": ready_batch()}
 
+
+def several_labels():
+    images, _ = ready_batch()
+    return {"samples": (images, torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 1], [0] * 5])), "score": "sigmoid"}
+
+
+DEPTHS = {"layers": ["network.fine.0", "network.coarse"]}
+
 SETTINGS = {
+    "what each depth sees": Setting(ours=DEPTHS),
+    "what each depth sees, the default recipe": Setting(ours={**DEPTHS, "recipe": "default"}),
+    "contrast": Setting(ours={"targets": "contrast"}),
+    "several labels": Setting(ours=several_labels()),
     "precision 32-true": Setting({"precision": "32-true"}),
     "precision bf16-mixed": Setting({"precision": "bf16-mixed"}),
     "precision bf16-true": Setting({"precision": "bf16-true"}),

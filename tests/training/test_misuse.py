@@ -130,7 +130,10 @@ MISTAKES = {
         r"layer=Conv2d\(\.\.\.\) is not part of this model: give one of its modules, or a name",
         {"layer": nn.Conv2d(3, 3, 1)},
     ),
-    "layer by number": at_once("layer=4 is no layer: give the name of one, or the module, or None", layer=4),
+    "layer by number": at_once(
+        r"layer=4 is no layer: give the name of one, or the module \(or several, the coarsest last\), or None", layer=4
+    ),
+    "no layers": at_once(r"^layer=\[\] is no layer: give the name of one, or the module \(or several", layer=[]),
     "inversion module of another model": Mistake(
         r"inversion_layer=Conv2d\(\.\.\.\) is not part of this model: give one of its modules, or a name",
         {"inversion_layer": nn.Conv2d(3, 3, 1)},
@@ -143,6 +146,25 @@ MISTAKES = {
         {"inversion_layer": "spare"},
         module=SpareLayer,
     ),
+    "depth by number": at_once(
+        r"layers=\[4\] is no layer: give the name of one, or the module \(or several, from shallow to deep\), or None",
+        layers=[4],
+    ),
+    "no depths": at_once(r"layers=\[\] is no layer: give the name of one, or the module \(or several", layers=[]),
+    "unknown depth": Mistake(
+        rf"^layers='layer4' does not exist\. {IN_THE_LAYERS}", {"layers": ["network.fine", "layer4"]}
+    ),
+    "depth without extent": Mistake(
+        rf"^layers='network\.head\.3' returns shape \(3, 5\), which has no spatial extent\. {IN_THE_LAYERS}",
+        {"layers": ["network.fine", "network.head.3"]},
+    ),
+    "depth that never runs": Mistake(
+        rf"^layers='spare' is not run in a forward pass\. {IN_THE_LAYERS}", {"layers": "spare"}, module=SpareLayer
+    ),
+    "depth of another model": Mistake(
+        r"layers=Conv2d\(\.\.\.\) is not part of this model: give one of its modules, or a name",
+        {"layers": [nn.Conv2d(3, 3, 1)]},
+    ),
     # targets, labels and class names
     "target out of range": Mistake(
         r"reach from 7 to 7, but the model has 5 classes: use targets from 0 to 4", {"targets": 7}
@@ -151,11 +173,55 @@ MISTAKES = {
         r"reach from -1 to -1, but the model has 5 classes: use targets from 0 to 4", {"targets": -1}
     ),
     "floating target": at_once(
-        "targets=1.5 is unknown: use 'label', 'predicted', a class index, a list of them, or a callable", targets=1.5
+        "targets=1.5 is unknown: use 'label', 'predicted', 'contrast', 'present', a class index, a list of them, or",
+        targets=1.5,
     ),
     "target by name": at_once(r"targets=\['cat'\] is unknown: use .* a class index, a list of them", targets=["cat"]),
     "no targets": at_once(r"targets=\[\] is unknown: use .* a class index, a list of them", targets=[]),
-    "misspelt target": at_once("targets='labels' is unknown: use 'label', 'predicted', a", targets="labels"),
+    "misspelt target": at_once("targets='labels' is unknown: use 'label', 'predicted', 'con", targets="labels"),
+    "present classes without labels": Mistake(
+        r"targets='present' needs labels that are multi-hot, \(N, classes\), 0 or 1 each, and the validation batch is "
+        r"list\(Tensor\(3, 3, 16, 16\) of float32\): give batch= \(batch → images, labels\), or other targets=",
+        {"targets": "present"},
+        val=tensors(PICTURES),
+    ),
+    "present classes by soft labels": Mistake(
+        r"targets='present' needs labels that are multi-hot, .* Tensor\(3, 5\) of float32\): give batch=",
+        {"targets": "present"},
+        val=tensors(PICTURES, torch.full((8, 5), 0.2)),
+    ),
+    "present classes of another model": Mistake(
+        r"labels are for 7 classes each, but the model has 5: give batch= \(batch → images, labels\) for others, or",
+        {"targets": "present"},
+        val=tensors(PICTURES, nn.functional.one_hot(LABELS, 7)),
+    ),
+    "present classes, none of them, without logits": Mistake(
+        "No class is present in some samples, and the model's output has no logits to tell the most probable: give",
+        {"targets": "present", "score": lambda output, targets: output[range(len(targets)), targets].mean((1, 2))},
+        val=tensors(PICTURES, torch.zeros(8, 5)),
+        module=Segments,
+    ),
+    "several present classes by softmax": Mistake(
+        "several present classes of an image by score='softmax', of which they share 1: give score='sigmoid' if",
+        {"targets": "present"},
+        val=tensors(PICTURES, torch.ones(8, 5)),
+        explained=3,
+    ),
+    "contrast with labels of other classes": Mistake(
+        "labels reach from 3 to 6, but the model has 5 classes, 0 to 4: give targets='predicted', or batch=",
+        {"targets": "contrast"},
+        val=tensors(PICTURES, LABELS + 3),
+    ),
+    "contrast without logits": Mistake(
+        "targets='contrast' needs logits of at least two classes, which the model's output does not have: give class",
+        {"targets": "contrast", "score": lambda output, targets: output.mean((1, 2, 3))},
+        module=Segments,
+    ),
+    "contrast of one number": Mistake(
+        "targets='contrast' needs logits of at least two classes, which the model's output does not have: give class",
+        {"targets": "contrast", "score": lambda output, targets: output[:, 0]},
+        module=SingleLogit,
+    ),
     "callable for floating targets": Mistake(
         r"targets are Tensor\(3, 5\) of float32; expected are class indices \(integers\)",
         {"targets": lambda logits, labels: logits},
@@ -222,7 +288,8 @@ MISTAKES = {
         explained=3,
     ),
     "several labels each": Mistake(
-        r"found no class indices .* Tensor\(3, 5\) of int64\): it explains the predicted classes\. Give targets= or",
+        r"found no class indices .* Tensor\(3, 5\) of int64\), but labels of several classes at once: it explains the "
+        r"predicted classes\. Give targets='present', and score='sigmoid' where an image may have several, to explain",
         val=tensors(PICTURES, nn.functional.one_hot(LABELS)),
         explained=3,
     ),

@@ -1,0 +1,193 @@
+"""The two stages of guided feature inversion, for images that are optimised together."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gfi_lightning.inversion.layers import image_size
+from gfi_lightning.inversion.network import Look, Network
+from gfi_lightning.inversion.optimizer import Optimizer, unit_norm
+from gfi_lightning.inversion.recipes import Recipe, has_range, minmax
+from gfi_lightning.inversion.results import Chunk
+from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
+
+Weights = tuple[Tensor, ...]
+Optimizers = tuple[Optimizer, ...]
+
+
+def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look) -> Chunk:
+    """Stage 1 (equation 8): the part of each image that yields the same features.
+
+    Args:
+        network: to be explained.
+        recipe: how.
+        images: shape (N, C, H, W).
+        background: the same shape.
+        look: what the network saw in a forward pass over the images.
+    """
+    maps = tuple(_without_dead(one, look.features) for one in look.maps)
+    ranges = tuple(_range(one) if recipe.unit_range else torch.ones_like(one[:, :, :1, :1]) for one in maps)
+    if recipe.unit_range:
+        maps = tuple(map(minmax, maps))
+    weights = tuple(one.new_full(one.shape[:2], recipe.initial_weight) for one in maps)
+    rows = torch.arange(len(images), device=images.device)
+    optimizers = tuple(map(recipe.optimizer.start, weights))
+    chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, optimizers)
+
+    def loss(mask: Tensor) -> Tensor:
+        kept, _ = _blend(chunk, mask)
+        error = recipe.error(network.features(kept), look.features)
+        return error + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
+
+    weights, optimizers = _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps)
+    return replace(chunk, weights=weights, optimizers=optimizers)
+
+
+def refine(
+    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question
+) -> dict[str, Tensor]:
+    """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
+
+    Args:
+        network: to be explained.
+        recipe: how.
+        score: of a target.
+        chunk: the images after stage 1, one for each target.
+        question: the targets, about the rows of the output that the chunk came from.
+
+    Returns:
+        The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
+    """
+    objective = log_odds if recipe.log_odds else target_scores
+    if recipe.evidence:
+        chunk = _with_evidence(
+            network, recipe, chunk, lambda output: objective(output, question.targets, score, question.against)
+        )
+    if not recipe.one_optimizer:
+        chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
+    both = question.twice()
+    output: Any = None
+
+    def loss(mask: Tensor) -> Tensor:
+        nonlocal output
+        output = network.output(torch.cat(_blend(chunk, mask)))
+        kept, removed = objective(output, both.targets, score, both.against).chunk(2)
+        return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
+
+    weights, _ = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps)
+    if recipe.target_steps == 0:
+        with torch.no_grad():
+            loss(mask_of(chunk, recipe, weights))
+    preserved, removed = target_scores(output, both.targets, score, both.against).detach().chunk(2)
+    untouched = scores_of_rows(chunk.output, chunk.count, question, score)
+    return _cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
+
+
+def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
+    multilabel = recipe.multilabel_target_penalty
+    return multilabel if score == "sigmoid" and multilabel is not None else recipe.target_penalty
+
+
+def _descend(
+    chunk: Chunk, recipe: Recipe, loss: Callable[[Tensor], Tensor], penalty: float, steps: int
+) -> tuple[Weights, Optimizers]:
+    """Some steps from a chunk's ω; loss: from the mask to one number per image."""
+    weights, optimizers = chunk.weights, chunk.optimizers
+    for _ in range(steps):
+        weights = tuple(one.detach().requires_grad_() for one in weights)
+        total = loss(mask_of(chunk, recipe, weights))
+        total = total + penalty * sum(map(recipe.penalty, weights))
+        # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
+        gradients = torch.autograd.grad(total.sum(), weights)
+        learning_rate = recipe.learning_rate * recipe.schedule(optimizers[0].steps, steps)
+        moved = [
+            optimizer.step(one.detach(), gradient, learning_rate)
+            for optimizer, one, gradient in zip(optimizers, weights, gradients, strict=True)
+        ]
+        optimizers, weights = zip(*moved, strict=True)
+    return weights, optimizers
+
+
+def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
+    """The mask (equations 6 and 7), (N, 1, H, W): of several base layers the product of their masks.
+
+    A layer whose weighted sum is constant tells nothing, and is left out where another one tells something.
+    """
+    size = image_size(chunk.images)
+    # Not a matrix product, which autocast would round to half precision.
+    sums = [(one[:, :, None, None] * maps).sum(1, keepdim=True) for one, maps in zip(weights, chunk.maps, strict=True)]
+    *finer, coarsest = [recipe.mask(one, size) for one in sums]
+    if not finer:
+        return coarsest
+    masks = [*finer, coarsest**recipe.coarsest_power]
+    product = math.prod(torch.where(has_range(one), mask, 1.0) for one, mask in zip(sums, masks, strict=True))
+    return minmax(torch.as_tensor(product))
+
+
+def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
+    """The mask as a picture: (N, H, W), float32 in [0, 1], zero where it means nothing."""
+    with torch.no_grad():
+        heatmaps = mask_of(chunk, recipe, weights).squeeze(1)
+    finite = torch.isfinite(heatmaps).flatten(1).all(1) & torch.isfinite(torch.cat(list(weights), 1)).all(1)
+    return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
+
+
+def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Callable[[Any], Tensor]) -> Chunk:
+    """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
+    gradients = network.gradients(chunk.images, objective)
+    triples = zip(chunk.maps, chunk.ranges, gradients, strict=True)
+    evidence = [_evidence(maps, ranges * gradient) for maps, ranges, gradient in triples]
+    # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
+    evidence[:-1] = [one.clamp(min=0) for one in evidence[:-1]]
+    evidence[-1] = torch.where(evidence[-1] < 0, recipe.evidence_against * evidence[-1], evidence[-1])
+    return replace(
+        chunk,
+        maps=tuple(maps * one.sign()[:, :, None, None] for maps, one in zip(chunk.maps, evidence, strict=True)),
+        weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
+    )
+
+
+def _evidence(maps: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient's mean over the positions of each map, weighed by the map: (N, K).
+
+    Where a layer has none, in an untrained model say, every map counts as it is.
+    """
+    mass = maps.sum((2, 3))
+    evidence = (gradient * maps).sum((2, 3)) / torch.where(mass > 0, mass, 1.0)
+    some = torch.isfinite(evidence).all(1, keepdim=True) & (evidence != 0).any(1, keepdim=True)
+    return torch.where(some, evidence, 1.0)
+
+
+def _range(maps: Tensor) -> Tensor:
+    return maps.amax((2, 3), keepdim=True) - maps.amin((2, 3), keepdim=True)
+
+
+def _blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept image Φ (equation 2) and the removed image Φ_bg (equation 4)."""
+    kept = chunk.images * mask + chunk.background * (1 - mask)
+    removed = chunk.images * (1 - mask) + chunk.background * mask
+    return kept.to(chunk.images.dtype), removed.to(chunk.images.dtype)
+
+
+def _cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
+    """The fields of an explanation; where there is no evidence the map is empty, and nothing is NaN."""
+    finite = torch.isfinite(score) & torch.isfinite(preserved) & torch.isfinite(removed)
+    heatmaps = torch.where(finite[:, None, None], heatmaps, 0.0)
+    degenerate = ~heatmaps.flatten(1).any(1)
+    fields = {"score": score, "preserved": preserved, "removed": removed, "weights": weights}
+    cleaned = {
+        name: torch.where(degenerate.view(-1, *[1] * (values.ndim - 1)), values.nan_to_num(0, 0, 0), values)
+        for name, values in fields.items()
+    }
+    return {"heatmaps": heatmaps, "degenerate": degenerate, **cleaned}
+
+
+def _without_dead(maps: Tensor, reference: Tensor) -> Tensor:
+    """Feature maps, zeroed for the images whose features are not finite, or zero where they are compared."""
+    flat = reference.flatten(1)
+    alive = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(flat).all(1) & (flat != 0).any(1)
+    return torch.where(alive[:, None, None, None], maps, 0.0)
