@@ -181,7 +181,8 @@ def main() -> None:
     trainer = L.Trainer(
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.log_dir, name=None),
-        callbacks=[GFICallback(samples=samples)],
+        # The four ReLUs: what each depth still sees.
+        callbacks=[GFICallback(samples=samples, layers=["features.2", "features.5", "features.8", "features.12"])],
         enable_model_summary=False,
     )
     trainer.fit(SmallCNN(), DataLoader(train, batch_size=64, shuffle=True), DataLoader(val, batch_size=250))

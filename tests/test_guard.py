@@ -15,6 +15,7 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from gfi_lightning import GuidedFeatureInversion
 from gfi_lightning.guard import _preserved, preserved_rng, undisturbed, unnoticed
+from gfi_lightning.inversion.recipes import DEFAULT
 from tests.networks import ToyCNN, random_images
 
 
@@ -207,7 +208,7 @@ def test_by_itself_the_explainer_calls_all_hooks():
     model, images, calls = ToyCNN(), random_images(2, dtype=torch.float32), []
     model.fine.register_forward_hook(lambda *_: calls.append(1))
     GuidedFeatureInversion(model, "coarse").explain(images)
-    assert len(calls) > 10
+    assert len(calls) == 1 + DEFAULT.inversion_steps + 1 + DEFAULT.target_steps
 
 
 def test_modules_hidden_in_containers_are_run_in_eval_mode_too():

@@ -1,0 +1,293 @@
+"""The scripts on the paper's experiments, each from end to end on a folder and a network that they have never seen."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import paper_page
+import pytest
+import torch
+from bench import experiments
+from bench.bootstrap import RESAMPLES
+from bench.multilabel import LEARNING_RATE, retrain_last_layer
+from bench.networks import Network, find_network
+from bench.voc import Object, Photograph, read_photographs, stack_images
+from paper_adversarial import bounds, fast_gradient_sign
+from paper_class_discrimination import discrimination, is_apart, regions_of
+from paper_pointing_game import mean_over_classes
+from PIL import Image
+
+from gfi_lightning import UsageError
+from tests.benchmarks.conftest import write_photograph
+
+EVAL, TRAIN = [f"eval{number}" for number in range(5)], [f"train{number}" for number in range(8)]
+COLOURS = {"disc": (150, 0, 0), "ring": (0, 0, 150)}
+SCRIPTS = [experiment.name for experiment in paper_page.EXPERIMENTS]
+NEEDS_TRAIN = ("pointing_game", "base_layers")
+
+
+def write_scene(folder, name, objects):
+    """A photograph with a patch of its class's colour in each box."""
+    write_photograph(folder, name, (48, 40), objects)
+    generator = np.random.default_rng(len(name) + sum(map(ord, name)))
+    pixels = generator.integers(0, 90, (40, 48, 3))
+    for thing, (x0, y0, x1, y1) in objects:
+        pixels[y0 - 1 : y1, x0 - 1 : x1] += COLOURS[thing]
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "JPEGImages" / f"{name}.jpg")
+
+
+@pytest.fixture(scope="module")
+def somewhere(tmp_path_factory):
+    """A folder with coloured patches, its lists, and a module with a network."""
+    folder = tmp_path_factory.mktemp("voc")
+    for number, name in enumerate([*EVAL, *TRAIN]):
+        x, y = 3 + 5 * (number % 5), 2 + 4 * (number % 4)
+        write_scene(folder, name, [(("disc", "ring")[number % 2], (x, y, x + 15, y + 11))])
+    for number in range(3):
+        write_scene(folder, f"two{number}", [("disc", (1, 1, 20, 30 - number)), ("ring", (28, 10, 48, 40))])
+    (folder / "eval.txt").write_text("\n".join([*EVAL, "two0"]))
+    (folder / "train.txt").write_text("\n".join([*TRAIN, "two1", "two2", EVAL[0]]))  # the lists overlap
+    (folder / "a_network.py").write_text(
+        "import torch\n"
+        "from torchvision.transforms import v2\n"
+        "from tests.networks import ToyCNN\n"
+        "resize = v2.Compose([v2.Resize((16, 16)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])\n"
+        "def make(): return ToyCNN(), lambda image: 4 * resize(image) - 2\n"
+        "def named(): return *make(), {0: 'disc', 1: 'disc', 2: 'ring', 3: 'disc', 4: 'disc'}\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def network(somewhere, monkeypatch):
+    monkeypatch.chdir(somewhere)
+    return Network(**vars(find_network("a_network:make")))
+
+
+def run(folder, name, *arguments):
+    ids = "train.txt" if name == "class_discrimination" else "eval.txt"
+    given = ["--data", str(folder), "--ids", str(folder / ids), "--json", str(folder / f"paper_{name}.json")]
+    given += ["--network", "a_network:make", "--batch-size", "2"]
+    given += ["--train", str(folder / "train.txt")] if name in NEEDS_TRAIN else []
+    given += ["--layers", "fine", "coarse"] if name == "base_layers" else []
+    import_module(f"paper_{name}").main([*given, *arguments])
+    return json.loads((folder / f"paper_{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reports(somewhere):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(somewhere)
+        return {
+            name: run(somewhere, name, *(["--paper-limit", "1"] if name == "pointing_game" else [])) for name in SCRIPTS
+        }
+
+
+ROWS = {
+    "pointing_game": ["GFI, default", "GFI, paper", "Grad-CAM", "centre"],
+    "class_discrimination": ["GFI, default", "GFI, default, rather than the other", "Grad-CAM"],
+    "base_layers": ["fine", "coarse", "the default's two layers"],
+    "adversarial": [
+        f"{method}, {when}{which}"
+        for method in ("GFI, default", "Grad-CAM")
+        for when in ("before", "after")
+        for which in ("", ", fooled")
+    ],
+    "stages": ["stage 1", "stage 2", "centre"],
+    "backgrounds": ["blur", "mean", "noise"],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_measures_all_its_rows(reports, name):
+    report = reports[name]
+    figures = report["tables"][""]
+    assert list(figures) == ROWS[name]
+    assert report["images"] == (["two1", "two2"] if name == "class_discrimination" else EVAL)
+    for row, cells in report["values"].items():
+        for column, series in cells.items():
+            assert len(series) == len(report["images"]), (row, column)
+            measured = [value for value in series if value is not None]
+            figure = figures[row].get(column)
+            if figure is not None:
+                assert figure["value"] == pytest.approx(np.mean(measured), abs=1e-5), (row, column)
+                assert figure["images"] == len(measured)
+                assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_the_slow_recipe_is_measured_on_the_first_images_only(reports):
+    figures = reports["pointing_game"]["tables"][""]
+    assert figures["GFI, paper"]["mean over images"]["images"] == 2  # the first batch
+    assert figures["GFI, default"]["mean over images"]["images"] == 5
+    hits = reports["pointing_game"]["tables"]["Hits by class"]
+    assert {row: cells["centre"].split(" of ")[1] for row, cells in hits.items()} == {"disc": "3", "ring": "2"}
+
+
+def test_nothing_is_tuned_or_trained_on_what_is_reported(reports):
+    assert "trained on 10 photographs" in reports["pointing_game"]["remarks"][0]
+    assert "trained on 9 photographs" in reports["class_discrimination"]["remarks"][0]
+    assert reports["base_layers"]["remarks"] == ["α was tuned on 8 images of train.txt."]
+
+
+def test_maps_of_the_default_recipe_are_the_same_in_every_experiment(reports):
+    """Three routes to one figure."""
+    energy = "energy in the box"
+    routes = [
+        reports["base_layers"]["values"]["the default's two layers"],
+        reports["adversarial"]["values"]["GFI, default, before"],
+        reports["stages"]["values"]["stage 2"],
+        reports["backgrounds"]["values"]["blur"],
+    ]
+    for route in routes[1:]:
+        assert route[energy] == pytest.approx(routes[0][energy], abs=1e-3)
+
+
+def test_the_page_joins_all_sections(somewhere, reports):
+    paper_page.main([str(somewhere / "page.md"), "--results", str(somewhere)])
+    page = (somewhere / "page.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == [f"## {experiment.title}" for experiment in paper_page.EXPERIMENTS]
+    assert str(somewhere.parent) not in page + json.dumps(reports)
+    assert "| 0.547 |" in page.replace("  ", " ").replace("  ", " ") or "0.547 |" in page
+    for name, report in reports.items():
+        value = report["tables"][""][ROWS[name][0]]
+        first = next(cell for cell in value.values() if not isinstance(cell, str))
+        assert f"{first['value']:.3f} ({first['low']:.3f} … {first['high']:.3f})" in page
+
+
+def test_only_right_predictions_are_taken_where_names_are_known(somewhere, network, monkeypatch):
+    everything = experiments.right_cases(network, somewhere, EVAL, 5)
+    assert [case.photograph.id for case in everything] == EVAL
+    assert len(experiments.right_cases(network, somewhere, EVAL, 2)) == 2
+    named = find_network("a_network:named")
+    right = [case.photograph.id for case in everything if named.class_names[case.target] == case.photograph.classes[0]]
+    assert [case.photograph.id for case in experiments.right_cases(named, somewhere, EVAL, 5)] == right
+    with pytest.raises(UsageError, match="no image"):
+        experiments.right_cases(network, somewhere, ["two0"], 5)
+
+
+def test_rows_that_a_batch_leaves_out_are_not_measured():
+    parts = [{"a": torch.tensor([1, 2]), "b": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([5])}]
+    values = experiments.over_batches(
+        parts, lambda part: {row: {"x": series} for row, series in part.items()}, size=lambda part: len(part["a"])
+    )
+    assert values["a"]["x"].tolist() == [1, 2, 5]
+    assert np.array_equal(values["b"]["x"], [3, 4, np.nan], equal_nan=True)
+    assert experiments.estimates(values)["b"]["x"].images == 2
+
+
+def test_the_mean_over_classes_counts_rare_classes_as_much_as_common_ones():
+    values, classes = np.array([1.0, 0, 1, 1, np.nan, 0]), np.array([0, 0, 0, 2, 2, 3])
+    found = mean_over_classes(values, classes)
+    assert found.value == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found.images == 5
+    values, classes, means = values[[0, 1, 2, 3, 5]], classes[[0, 1, 2, 3, 5]], []
+    for rows in np.random.default_rng(0).integers(5, size=(RESAMPLES, 5)):
+        drawn = {c: [values[row] for row in rows if classes[row] == c] for c in classes}
+        means.append(np.mean([np.mean(series) for series in drawn.values() if series]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_a_map_for_both_classes_discriminates_nothing():
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.zeros(3, 2, 8, 8, dtype=torch.bool)
+    regions[:, 0, :5, :5], regions[:, 1, 3:, 2:] = True, True
+    same = torch.rand(3, 1, 8, 8, generator=generator).expand(-1, 2, -1, -1)
+    assert discrimination(same, regions)["own share"].tolist() == pytest.approx([0.5] * 3)
+    assert discrimination(same, regions)["similarity of the two maps"].tolist() == pytest.approx([1] * 3)
+    assert discrimination(torch.zeros_like(same), regions)["own share"].tolist() == [0.5] * 3
+    perfect = discrimination(regions.float(), regions)
+    assert perfect["own share"].tolist() == [1] * 3
+    assert (perfect["own hit"].tolist(), perfect["other hit"].tolist()) == ([1] * 3, [0] * 3)
+
+
+def test_shares_and_hits_of_two_maps_as_a_slow_loop_finds_them():
+    generator = torch.Generator().manual_seed(1)
+    regions = torch.zeros(4, 2, 8, 8, dtype=torch.bool)
+    regions[:, 0, :5, :5], regions[:, 1, 3:, 2:] = True, True
+    maps = torch.rand(4, 2, 8, 8, generator=generator)
+    found = discrimination(maps, regions)
+    for image in range(4):
+        shares, own_hits, other_hits = [], [], []
+        for which in range(2):
+            own, other = regions[image, which], regions[image, 1 - which]
+            on_own = sum(float(maps[image, which, y, x]) for y, x in (own & ~other).nonzero().tolist())
+            on_other = sum(float(maps[image, which, y, x]) for y, x in (other & ~own).nonzero().tolist())
+            shares.append(on_own / (on_own + on_other))
+            y, x = divmod(int(maps[image, which].argmax()), 8)
+            own_hits.append(float(own[y, x]))
+            other_hits.append(float(other[y, x] and not own[y, x]))
+        assert float(found["own share"][image]) == pytest.approx(np.mean(shares), abs=1e-5)
+        assert float(found["own hit"][image]) == np.mean(own_hits)
+        assert float(found["other hit"][image]) == np.mean(other_hits)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "apart"),
+    [
+        ({"horse": (0, 0, 60, 60), "person": (50, 50, 100, 100)}, True),
+        ({"horse": (0, 0, 60, 60), "person": (10, 10, 40, 40)}, False),  # the rider within the horse's box
+        ({"horse": (0, 0, 60, 60)}, False),
+        ({"horse": (0, 0, 60, 60), "person": (50, 50, 100, 100), "dog": (0, 90, 9, 100)}, False),
+    ],
+)
+def test_photographs_of_two_classes_that_lie_apart(tmp_path, boxes, apart):
+    photograph = Photograph("x", tmp_path, (100, 100), tuple(Object(*pair) for pair in boxes.items()))
+    assert is_apart(photograph) is apart
+    assert regions_of(photograph, (50, 50)).shape == (len(boxes), 50, 50)
+
+
+def test_the_attack_is_a_step_against_the_cross_entropy(network, somewhere):
+    photographs = read_photographs(somewhere, EVAL)
+    images, targets = stack_images(photographs, network.preprocess), torch.tensor([0, 1, 2, 3, 4])
+    attacked = fast_gradient_sign(network, images, targets, epsilon=8)
+    images.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(network.model(images), targets, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    black, white = bounds(network.preprocess)
+    assert (black.unique().tolist(), white.unique().tolist()) == ([-2], [2])
+    expected = (images.detach() + 8 / 255 * 4 * gradient.sign()).clamp(-2, 2)
+    large = gradient.abs() > 1e-6  # the sign of rounding is anybody's
+    assert large.float().mean() > 0.5
+    assert torch.allclose(attacked[large], expected[large], atol=1e-6)
+    assert torch.equal(fast_gradient_sign(network, images, targets, epsilon=0), images.detach())
+
+
+def test_only_a_new_last_layer_is_trained(network, somewhere):
+    photographs = read_photographs(somewhere, [*TRAIN, "two1"])
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    retrained = retrain_last_layer(network, photographs)
+    assert retrained.network.class_names == {0: "disc", 1: "ring"}
+    assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
+    after = retrained.network.model.state_dict()
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == {
+        "head.3.weight",
+        "head.3.bias",
+    }
+    again = retrain_last_layer(network, photographs)
+    assert again.epochs == retrained.epochs
+    assert torch.equal(again.network.model.head[3].weight, retrained.network.model.head[3].weight)
+
+
+def test_the_last_layer_is_trained_as_an_obvious_loop_does(network, somewhere):
+    photographs = read_photographs(somewhere, [*TRAIN, "two1"])
+    retrained = retrain_last_layer(network, photographs)
+    with torch.no_grad():
+        features = network.model.head[:3](
+            network.model.coarse(network.model.pool(network.model.fine(stack_images(photographs, network.preprocess))))
+        )
+    labels = torch.tensor([[float("disc" in p.classes), float("ring" in p.classes)] for p in photographs])
+    torch.manual_seed(0)
+    head = torch.nn.Linear(features.shape[1], 2)
+    optimizer = torch.optim.Adam(head.parameters(), LEARNING_RATE)
+    for _ in range(retrained.epochs):  # nine photographs are one batch
+        optimizer.zero_grad()
+        torch.nn.BCEWithLogitsLoss()(head(features), labels).backward()
+        optimizer.step()
+    assert torch.allclose(retrained.network.model.head[3].weight, head.weight, atol=1e-5)
+
+
+def test_a_network_without_a_linear_layer_cannot_be_trained_anew(network, somewhere):
+    convolution = Network(torch.nn.Conv2d(3, 5, 3), network.preprocess)
+    with pytest.raises(UsageError, match="Conv2d has no linear layer"):
+        retrain_last_layer(convolution, read_photographs(somewhere, TRAIN))
