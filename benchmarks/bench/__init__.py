@@ -1,0 +1,1 @@
+"""What the benchmarks share: photographs with boxes, networks, methods, measures, and intervals."""
