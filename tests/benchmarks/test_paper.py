@@ -48,7 +48,7 @@ def somewhere(tmp_path_factory):
         write_scene(folder, f"two{number}", [("disc", (1, 1, 20, 30 - number)), ("ring", (28, 10, 48, 40))])
     (folder / "eval.txt").write_text("\n".join([*EVAL, "two0"]))
     (folder / "train.txt").write_text("\n".join([*TRAIN, "two1", "two2", EVAL[0]]))  # the lists overlap
-    (folder / "a_network.py").write_text(
+    (folder / "disc_network.py").write_text(
         "import torch\n"
         "from torchvision.transforms import v2\n"
         "from tests.networks import ToyCNN\n"
@@ -63,13 +63,13 @@ def somewhere(tmp_path_factory):
 def network(somewhere, monkeypatch):
     monkeypatch.chdir(somewhere)
     monkeypatch.setattr("bench.multilabel.MOST_EPOCHS", EPOCHS)
-    return Network(**vars(find_network("a_network:make")))
+    return Network(**vars(find_network("disc_network:make")))
 
 
 def run(folder, name, *arguments):
     ids = "train.txt" if name == "class_discrimination" else "eval.txt"
     given = ["--data", str(folder), "--ids", str(folder / ids), "--json", str(folder / f"paper_{name}.json")]
-    given += ["--network", "a_network:make", "--batch-size", "2"]
+    given += ["--network", "disc_network:make", "--batch-size", "2"]
     given += ["--train", str(folder / "train.txt")] if name in NEEDS_TRAIN else []
     given += ["--layers", "fine", "coarse"] if name == "base_layers" else []
     import_module(f"paper_{name}").main([*given, *arguments])
@@ -169,7 +169,7 @@ def test_only_right_predictions_are_taken_where_names_are_known(somewhere, netwo
     everything = experiments.right_cases(network, somewhere, EVAL, 5)
     assert [case.photograph.id for case in everything] == EVAL
     assert len(experiments.right_cases(network, somewhere, EVAL, 2)) == 2
-    named = find_network("a_network:named")
+    named = find_network("disc_network:named")
     right = [case.photograph.id for case in everything if named.class_names[case.target] == case.photograph.classes[0]]
     assert [case.photograph.id for case in experiments.right_cases(named, somewhere, EVAL, 5)] == right
     with pytest.raises(UsageError, match="no image"):

@@ -129,6 +129,8 @@ def test_alpha_is_never_tuned_on_images_that_are_reported(somewhere, capsys):
 
 def test_the_limit_and_the_prediction_restrict_the_images(somewhere):
     assert run(somewhere, "--limit", "3", *EXPENSIVE)["images"] == EVAL[:3]
+    with pytest.raises(UsageError, match="predicted right"):  # this network never says class 0
+        run(somewhere, network="a_network:named")
     everything = run(somewhere, "--all-predictions", *EXPENSIVE, network="a_network:named")
     assert everything["images"] == EVAL
     (somewhere / "hits.json").write_text(json.dumps([{"id": "x", "voc": "disc", "imagenet": everything["targets"][0]}]))
