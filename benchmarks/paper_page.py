@@ -17,6 +17,7 @@ import paper_class_discrimination
 import paper_pointing_game
 import paper_stages
 from bench.experiments import RESULTS, section
+from bench.tables import handwritten
 
 EXPERIMENTS = [
     script.EXPERIMENT
@@ -53,14 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (experiment, json.loads((options.results / experiment.json.name).read_text(encoding="utf-8")))
         for experiment in EXPERIMENTS
     ]
-    written = [introduction(options.page), *(section(*pair) for pair in reports)]
+    written = [handwritten(options.page, INTRODUCTION), *(section(*pair) for pair in reports)]
     options.page.write_text("\n".join(written), encoding="utf-8")
-
-
-def introduction(page: Path) -> str:
-    if not page.is_file():
-        return INTRODUCTION
-    return page.read_text(encoding="utf-8").partition("\n## ")[0]
 
 
 if __name__ == "__main__":

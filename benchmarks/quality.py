@@ -29,7 +29,7 @@ from bench.measures import CURVE_STEPS, RADIUS, Bench, Plan
 from bench.methods import FAMILIES, Method, find_methods, reference_method
 from bench.networks import Network, find_network, find_object, peer_layers
 from bench.rows import Row
-from bench.tables import markdown, rows_from_json, to_json
+from bench.tables import handwritten, markdown, rows_from_json, to_json
 from bench.voc import of_one_class, read_ids, read_photographs
 
 from gfi_lightning import UsageError
@@ -196,15 +196,17 @@ def write(options: argparse.Namespace, report: dict[str, Any]) -> None:
     options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(page(report), encoding="utf-8")
+        text = handwritten(options.markdown, "# Quality\n") + "\n" + section(report)
+        options.markdown.write_text(text, encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
-    """The report as a page of the documentation."""
+def section(report: dict[str, Any]) -> str:
+    """The report as a section of the page; what stands above it there stays."""
     right = report["right_predictions"]
     hits_told = "" if right is None else f" ({right:.0%} of the images with one class are predicted right)"
     return (
-        f"# Quality\n\n{report['network']} on {len(report['images'])} images of {report['data']}/{report['ids']}"
+        "## What was measured\n\n"
+        f"{report['network']} on {len(report['images'])} images of {report['data']}/{report['ids']}"
         f"{hits_told}; α tuned on {report['tuning_images']} images of {report['tune']}. {report['device']}, "
         f"{report['threads']} thread(s), torch {report['torch']}.\n\n{HOW}\n{markdown(report)}"
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         parts += ["### Similarity to the trained network's map, layer by layer", _stages(stages)]
     notes = [f"- {row.name}: {note}" for row in rows for note in row.notes]
     return "\n\n".join([*parts, *(["Not measured:\n\n" + "\n".join(notes)] if notes else [])]) + "\n"
+
+
+def handwritten(page: Path, otherwise: str) -> str:
+    """What stands on a page above its first section, which is written by hand and stays."""
+    return page.read_text(encoding="utf-8").partition("\n## ")[0].rstrip() + "\n" if page.is_file() else otherwise
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

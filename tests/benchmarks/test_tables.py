@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from bench.rows import METRICS, Row, best_of_layers
-from bench.tables import markdown, rows_from_json, table, to_json
+from bench.tables import handwritten, markdown, rows_from_json, table, to_json
 
 
 def row(name, group="", **values):
@@ -95,3 +95,10 @@ def test_a_table_is_aligned():
 
 def test_every_metric_has_a_known_statistic():
     assert {metric.statistic for metric in METRICS.values()} <= {"mean", "median"}
+
+
+def test_what_is_written_by_hand_stays(tmp_path):
+    page = tmp_path / "page.md"
+    assert handwritten(page, "# New\n") == "# New\n"
+    page.write_text("# Mine\n\nBy hand.\n\n## Measured\n\nold\n\n## More\n\nold\n")
+    assert handwritten(page, "# New\n") == "# Mine\n\nBy hand.\n"
