@@ -1,7 +1,7 @@
-"""Backgrounds: the image with its information taken away (Du et al. 2018, section 3.2)."""
+"""Backgrounds, the image with its information taken away (Du et al. 2018, section 3.2), and noise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -82,10 +82,36 @@ def noise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         source.manual_seed(0)
     else:
         source.set_state(generator.get_state())
-    # Drawn on the CPU in one precision, so that every device and precision sees the same pattern.
-    pattern = torch.randn(images.shape[1:], generator=source, dtype=torch.float32).to(images)
+    pattern = _pattern(images, source)
     spread = images.std(dim=(2, 3), keepdim=True, correction=0)
     return images.mean(dim=(2, 3), keepdim=True) + spread * pattern
+
+
+def with_noise(images: Tensor, count: int, size: float) -> Iterator[Tensor]:
+    """The images under Gaussian white noise, each pattern once added and once subtracted.
+
+    As in :func:`noise`, all images of a batch get the same patterns, and get them again in the next call.
+
+    Args:
+        images: shape (N, C, H, W), floating point.
+        count: how often.
+        size: the noise's standard deviation as a share of each image's range.
+
+    Yields:
+        Images of the same shape and dtype, count times.
+    """
+    source = torch.Generator().manual_seed(0)
+    scale = size * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    pattern = torch.zeros_like(images[0])
+    for number in range(count):
+        pattern = -pattern if number % 2 else _pattern(images, source)
+        yield images + scale * pattern if size > 0 else images
+
+
+def _pattern(images: Tensor, source: torch.Generator) -> Tensor:
+    """White noise of one image's shape, (C, H, W)."""
+    # Drawn on the CPU in one precision, so that every device and precision sees the same pattern.
+    return torch.randn(images.shape[1:], generator=source, dtype=torch.float32).to(images)
 
 
 _BACKGROUNDS = ("blur", "mean", "noise")

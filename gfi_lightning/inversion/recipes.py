@@ -96,6 +96,9 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * step / steps)
 
 
+_SMALLEST = (("resolutions", 1), ("inversion_steps", 0), ("target_steps", 0), ("evidence_passes", 0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How the channel weights ω are optimised. Change one with :func:`dataclasses.replace`.
@@ -121,9 +124,12 @@ class Recipe:
             gradient vanishes where the network is sure. A callable score is taken as it is.
         unit_range: each feature map is scaled to [0, 1] in each image, so that ω means the same for all.
         initial_weight: ω of every channel at the start.
-        evidence: stage 2 starts from the evidence for the target, which takes one pass each way: ω is
-            multiplied by the mean over positions of the gradient of f_c with respect to A_k, weighed by A_k. In the
-            coarsest layer a feature map that speaks against the target is subtracted, in finer ones left out.
+        evidence_passes: stage 2 starts from the evidence for the target: ω is multiplied by the mean over
+            positions of the gradient of f_c with respect to A_k, weighed by A_k. In the coarsest layer a feature map
+            that speaks against the target is subtracted, in finer ones left out. The gradient is averaged over so
+            many passes each way; 0: ω stays as stage 1 left it.
+        evidence_noise: of the images in those passes, as a share of each image's range. The noise is Gaussian and
+            always the same; it is added in one pass and subtracted in the next (SmoothGrad, Smilkov et al. 2017).
         evidence_against: how much evidence against the target counts, beside that for it.
         coarsest_power: the power of the coarsest layer's mask in the product of several.
         optimizer: of ω, :class:`~gfi_lightning.inversion.optimizer.Adam` or
@@ -152,7 +158,8 @@ class Recipe:
     log_odds: bool = False
     unit_range: bool = False
     initial_weight: float = 0.1
-    evidence: bool = False
+    evidence_passes: int = 0
+    evidence_noise: float = 0.0
     evidence_against: float = 1.0
     coarsest_power: float = 1.0
     optimizer: type[Optimizer] = Adam
@@ -161,7 +168,7 @@ class Recipe:
     one_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        for name, smallest in (("resolutions", 1), ("inversion_steps", 0), ("target_steps", 0)):
+        for name, smallest in _SMALLEST:
             if getattr(self, name) < smallest:
                 raise UsageError(f"Recipe({name}={getattr(self, name)}) must be at least {smallest}.")
         if self.learning_rate <= 0:
@@ -191,17 +198,18 @@ RELEASE = Recipe(
 
 DEFAULT = Recipe(
     resolutions=2,
-    inversion_steps=4,
+    inversion_steps=3,
     target_steps=4,
     inversion_area_penalty=1.0,
     target_area_penalty=15.0,
     log_odds=True,
     unit_range=True,
-    evidence=True,
-    evidence_against=0.9,
+    evidence_passes=4,
+    evidence_noise=0.1,
+    evidence_against=0.95,
     coarsest_power=2.0,
     optimizer=Multiplicative,
-    learning_rate=0.15,
+    learning_rate=0.12,
     schedule=cosine,
 )
 """The method without what ties the other two to one network: errors and steps are relative, the objective does not

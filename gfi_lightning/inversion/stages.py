@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.network import Look, Network
 from gfi_lightning.inversion.optimizer import Optimizer, unit_norm
@@ -63,7 +64,7 @@ def refine(
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
     objective = log_odds if recipe.log_odds else target_scores
-    if recipe.evidence:
+    if recipe.evidence_passes > 0:
         chunk = _with_evidence(
             network, recipe, chunk, lambda output: objective(output, question.targets, score, question.against)
         )
@@ -138,7 +139,7 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
 
 def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Callable[[Any], Tensor]) -> Chunk:
     """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
-    gradients = network.gradients(chunk.images, objective)
+    gradients = _mean_gradients(network, recipe, chunk.images, objective)
     triples = zip(chunk.maps, chunk.ranges, gradients, strict=True)
     evidence = [_evidence(maps, ranges * gradient) for maps, ranges, gradient in triples]
     # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
@@ -149,6 +150,17 @@ def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Ca
         maps=tuple(maps * one.sign()[:, :, None, None] for maps, one in zip(chunk.maps, evidence, strict=True)),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
     )
+
+
+def _mean_gradients(
+    network: Network, recipe: Recipe, images: Tensor, objective: Callable[[Any], Tensor]
+) -> tuple[Tensor, ...]:
+    """The gradients of several passes, averaged: what holds for one image only by chance cancels out."""
+    total: tuple[Tensor, ...] = ()
+    for noisy in with_noise(images, recipe.evidence_passes, recipe.evidence_noise):
+        gradients = network.gradients(noisy, objective)
+        total = tuple(map(torch.add, total, gradients)) if total else gradients
+    return tuple(one / recipe.evidence_passes for one in total)
 
 
 def _evidence(maps: Tensor, gradient: Tensor) -> Tensor:

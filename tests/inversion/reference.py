@@ -151,15 +151,23 @@ def explain_like_default(model, image, target, background, layers, recipe):
     weights = multiplicative_descent(weights, stage_1, recipe.inversion_steps, recipe.learning_rate)
     foreground = product_mask(weights, maps, size, recipe.coarsest_power)
 
+    drawn = torch.Generator().manual_seed(0)
+    noise = []
+    for _ in range(recipe.evidence_passes // 2):
+        pattern = torch.randn(image.shape[1:], generator=drawn).to(image)
+        noise += [recipe.evidence_noise * (image.max() - image.min()) * sign * pattern for sign in (1, -1)]
+
     evidence = []
     for number, layer in enumerate(layers):
-        found = []
-        handle = dict(model.named_modules())[layer].register_forward_hook(
-            lambda m, a, out, found=found: (found.append(out), out.clone())[1]
-        )
-        logits = model(image.clone().requires_grad_())
-        handle.remove()
-        (gradient,) = torch.autograd.grad(log_odds(logits, target), found)
+        gradient = 0
+        for one in noise:
+            found = []
+            handle = dict(model.named_modules())[layer].register_forward_hook(
+                lambda m, a, out, found=found: (found.append(out), out.clone())[1]
+            )
+            logits = model((image + one).requires_grad_())
+            handle.remove()
+            gradient = gradient + torch.autograd.grad(log_odds(logits, target), found)[0] / len(noise)
         per_channel = [
             (g * size_of_one * a).sum() / a.sum() if a.sum() > 0 else torch.zeros_like(size_of_one)
             for g, size_of_one, a in zip(gradient[0], ranges[number], maps[number], strict=True)

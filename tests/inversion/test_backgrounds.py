@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from gfi_lightning import GuidedFeatureInversion, UsageError
-from gfi_lightning.inversion.backgrounds import background_function, blur, mean, noise
+from gfi_lightning.inversion.backgrounds import background_function, blur, mean, noise, with_noise
 from tests.networks import ToyCNN, random_images
 
 
@@ -88,3 +88,19 @@ def test_a_callable():
 def test_a_generator_must_be_on_the_cpu():
     with pytest.raises(UsageError, match="needs a CPU generator"):
         background_function("noise", torch.Generator("cuda"))
+
+
+def test_noise_is_added_once_and_subtracted_once():
+    images = random_images(3)
+    noisy = list(with_noise(images, 4, 0.1))
+    torch.testing.assert_close(sum(noisy) / 4, images)
+    assert not torch.equal(noisy[0], noisy[2])
+    ranges = images.amax((1, 2, 3)) - images.amin((1, 2, 3))
+    torch.testing.assert_close((noisy[0] - images).std((1, 2, 3)) / ranges, torch.full((3,), 0.1).double(), rtol=0.1, atol=0)
+    again = list(with_noise(images[2:], 4, 0.1))  # whatever the place in the batch
+    torch.testing.assert_close(torch.cat(again), torch.cat([one[2:] for one in noisy]))
+
+
+def test_no_noise_leaves_the_images():
+    images = random_images(1)
+    assert [torch.equal(one, images) for one in with_noise(images, 3, 0.0)] == [True] * 3

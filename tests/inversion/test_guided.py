@@ -11,7 +11,7 @@ from gfi_lightning.inversion.recipes import RECIPES
 from tests.networks import ToyCNN, random_images
 
 SHORT = replace(RECIPES["default"], inversion_steps=3, target_steps=4)
-STAGE_1, STAGE_2 = 3, SHORT.evidence + 4  # passes
+STAGE_1, STAGE_2 = 3, SHORT.evidence_passes + 4  # passes
 
 
 def count_calls(*modules):
@@ -142,7 +142,8 @@ def test_scores_are_those_of_the_blended_images():
 
 def test_stage_1_alone():
     model, images = ToyCNN().double(), random_images(2)
-    explanation = GuidedFeatureInversion(model, recipe=replace(SHORT, target_steps=0, evidence=False)).explain(images)
+    stage_1 = replace(SHORT, target_steps=0, evidence_passes=0)
+    explanation = GuidedFeatureInversion(model, recipe=stage_1).explain(images)
     torch.testing.assert_close(explanation.heatmaps, explanation.foreground)
     assert (explanation.preserved > 0).all()
 
