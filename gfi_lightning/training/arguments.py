@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence, Sized
-from numbers import Integral, Number
+from numbers import Integral, Number, Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +15,19 @@ TARGETS = ("label", "predicted", "contrast", "present")
 _NAME = re.compile(r"[\w-]+")
 
 
-def check_schedule(every_n_epochs: Any, every_n_steps: Any) -> None:
+def check_schedule(schedule: Any, every_n_epochs: Any, every_n_steps: Any) -> None:
     """Raise UsageError for what is no schedule, or two."""
     check_positive("every_n_epochs", every_n_epochs)
+    if schedule is not None and schedule != "log" and not callable(schedule):
+        raise UsageError(
+            f"schedule={schedule!r} is unknown: use 'log', or a callable from the number of optimiser steps so far to "
+            "whether to explain. For regular intervals there are every_n_epochs= and every_n_steps=."
+        )
+    if schedule is not None and (every_n_steps is not None or (callable(schedule) and every_n_epochs != 1)):
+        raise UsageError(
+            f"schedule={schedule!r} was given beside every_n_epochs={every_n_epochs} and "
+            f"every_n_steps={every_n_steps}: give one of them ('log' goes with every_n_epochs)."
+        )
     if every_n_steps is None:
         return
     check_positive("every_n_steps", every_n_steps)
@@ -31,6 +41,13 @@ def check_positive(argument: str, value: Any) -> None:
     """Raise UsageError for what is no whole number, or none of at least 1."""
     if not _is_index(value) or value < 1:
         raise UsageError(f"{argument}={value!r} must be a whole number, at least 1.")
+
+
+def check_share(argument: str, value: Any) -> None:
+    """Raise UsageError for what is no share above 0 and below 1, nor None."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < 1):
+        raise UsageError(f"{argument}={value!r} must be a share above 0 and below 1, such as 0.02, or None.")
 
 
 def check_samples(samples: Any) -> None:

@@ -25,8 +25,10 @@ from gfi_lightning.recording.history import save_run
 from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
 from gfi_lightning.recording.pictures import draw_overview, draw_sample
 from gfi_lightning.training import arguments, internals
+from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.samples import SplitBatch, is_batch
+from gfi_lightning.training.schedule import Schedule, Steps
 from gfi_lightning.training.session import Seen, Session, Settings, Targets
 
 ROOT = "gfi"  # of all tags, and the folder of the maps
@@ -53,6 +55,12 @@ class GFICallback(L.Callback):
         every_n_epochs: explain at the end of every n-th training epoch.
         every_n_steps: explain after every n-th optimiser step instead. The run after the very first step has
             no place of its own on the x axis and is left out: step 0 shows the untrained model.
+        schedule: "log": after 2, 4, 8, … optimiser steps of the first epoch, and then as ``every_n_epochs`` says,
+            since most of the change comes early; or a callable from the number of optimiser steps so far to
+            whether it is time, instead of the other two.
+        max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance.
+            It holds once three runs are done: scheduled runs that would break it are skipped, the one at the end
+            of the training never. None: no limit. The curve ``gfi/overhead`` tells the share so far.
         num_samples: how many images of the (first) validation loader's data set are explained, spread evenly
             over the classes where labels can be had from the data set's ``targets``, ``labels`` or
             ``tensors``; otherwise the first ones. Fewer where the data set has fewer.
@@ -102,12 +110,15 @@ class GFICallback(L.Callback):
     _said: set[str]
     _unsaid: list[tuple[str, str | None]]
     _restored: dict[str, Any]
+    _budget: Budget
 
     def __init__(
         self,
         *,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        schedule: str | Steps | None = None,
+        max_overhead: float | None = None,
         num_samples: int = 8,
         samples: Any = None,
         targets: Targets = "label",
@@ -126,7 +137,8 @@ class GFICallback(L.Callback):
         name: str | None = None,
         on_error: str = "warn",
     ) -> None:
-        arguments.check_schedule(every_n_epochs, every_n_steps)
+        arguments.check_schedule(schedule, every_n_epochs, every_n_steps)
+        arguments.check_share("max_overhead", max_overhead)
         arguments.check_positive("num_samples", num_samples)
         arguments.check_samples(samples)
         arguments.check_targets(targets)
@@ -145,6 +157,8 @@ class GFICallback(L.Callback):
         background_function(background)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.max_overhead = max_overhead
+        self._schedule = Schedule.of(schedule, every_n_epochs, every_n_steps)
         self.name = name
         self.on_error = on_error
         self._settings = Settings(
@@ -182,7 +196,8 @@ class GFICallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose and read the samples, and show the untrained model. Misuse ends the fit here."""
         with self._guarded(raise_misuse=True):
-            session = self._open_session(trainer)
+            with self._budget.spending():
+                session = self._open_session(trainer)
             if session is not None and self._last_step is None:
                 updates = internals.batches_that_stepped(trainer)
                 self._run(trainer, pl_module, updates)
@@ -193,29 +208,28 @@ class GFICallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Explain if the schedule counts steps and it is time."""
-        if self.every_n_steps is None:
-            return
         with self._guarded():
             step = internals.batches_that_stepped(trainer)
-            if internals.optimizer_stepped(trainer) and (step + 1) % self.every_n_steps == 0:
-                self._run(trainer, pl_module, step)
+            if internals.optimizer_stepped(trainer) and self._schedule.is_after_step(step + 1, trainer.current_epoch):
+                self._run_within_budget(trainer, pl_module, step)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain if the schedule counts epochs and it is time."""
-        if self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self._schedule.is_after_epoch(trainer.current_epoch):
             with self._guarded():
-                self._run(trainer, pl_module, _step_of_epoch_metrics(trainer))
+                self._run_within_budget(trainer, pl_module, _step_of_epoch_metrics(trainer))
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Explain the final weights, unless they have just been."""
+        """Explain the final weights, unless they have just been, and say what was spent."""
         with self._guarded():
-            if self._updates_at_last_run == internals.batches_that_stepped(trainer):
-                return
-            # After a single step its place is taken by the untrained model, and the next one is free.
-            first_free = 0 if self._last_step is None else self._last_step + 1
-            self._run(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
+            if self._updates_at_last_run != internals.batches_that_stepped(trainer):
+                # After a single step its place is taken by the untrained model, and the next one is free.
+                first_free = 0 if self._last_step is None else self._last_step + 1
+                self._run(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
+            if self._session is not None and internals.is_first_rank():
+                logger.info(f"GFICallback {self._budget}.")
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -270,6 +284,7 @@ class GFICallback(L.Callback):
         self._said = set()
         self._unsaid = []
         self._restored = {}
+        self._budget = Budget(self.max_overhead)
 
     def _name_layers(self, pl_module: L.LightningModule) -> None:
         """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""
@@ -318,6 +333,16 @@ class GFICallback(L.Callback):
             return None
         return ranks
 
+    def _run_within_budget(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Explain and show, unless it would take more time than it may."""
+        if self.max_overhead is not None and step != self._last_step:
+            session = self._open_session(trainer)
+            # By the first rank's clock, as either all explain or none.
+            if session is not None and not session.ranks.from_first(self._budget.allows_another):
+                self._budget.skip(step)
+                return
+        self._run(trainer, pl_module, step)
+
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         """Explain and show, unless this step has been."""
         if internals.is_uninitialized(pl_module):  # its first forward pass draws its weights: not ours to make
@@ -326,7 +351,7 @@ class GFICallback(L.Callback):
         if session is None or step == self._last_step:
             return
         ranks = session.ranks
-        with preserved_rng(_SEED):
+        with self._budget.run(step), preserved_rng(_SEED):
             seen = session.explain(trainer, pl_module)
             # Together, because with on_error="raise" a failure ends the run on every rank.
             pictures = ranks.agree(lambda: self._draw(session, seen, step))
@@ -357,7 +382,10 @@ class GFICallback(L.Callback):
         pictures = {tag: picture for _, part, _ in gathered for tag, picture in part.items()}
         for said_elsewhere in [said for _, _, part in gathered for said in part]:
             self._warn_once(*said_elsewhere)
-        scalars = {f"{self._prefix}/{name}": value for name, value in session.scalars(record).items()}
+        values = session.scalars(record)
+        if trainer.state.fn == "fit":
+            values["overhead"] = self._budget.overhead
+        scalars = {f"{self._prefix}/{name}": value for name, value in values.items()}
         for one in trainer.loggers:
             with self._guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
                 log_scalars(one, scalars, step)

@@ -96,7 +96,9 @@ def test_noise_is_added_once_and_subtracted_once():
     torch.testing.assert_close(sum(noisy) / 4, images)
     assert not torch.equal(noisy[0], noisy[2])
     ranges = images.amax((1, 2, 3)) - images.amin((1, 2, 3))
-    torch.testing.assert_close((noisy[0] - images).std((1, 2, 3)) / ranges, torch.full((3,), 0.1).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        (noisy[0] - images).std((1, 2, 3)) / ranges, torch.full((3,), 0.1).double(), rtol=0.1, atol=0
+    )
     again = list(with_noise(images[2:], 4, 0.1))  # whatever the place in the batch
     torch.testing.assert_close(torch.cat(again), torch.cat([one[2:] for one in noisy]))
 

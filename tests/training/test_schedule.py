@@ -2,6 +2,7 @@
 
 import pytest
 
+from gfi_lightning import UsageError
 from tests.training.modules import (
     Pictures,
     ToyModule,
@@ -138,9 +139,47 @@ def test_tags(tmp_path):
     ours = [tag for kind in ("images", "scalars", "tensors") for tag in tags[kind] if tag.startswith("gfi")]
     assert sorted(ours) == [
         "gfi/drift",
+        "gfi/overhead",
         "gfi/overview",
         "gfi/preserved",
         "gfi/removed",
         "gfi/sample_0",
         "gfi/sample_1",
     ]
+
+
+def test_log_schedule(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(schedule="log"), max_epochs=3)
+    trainer.fit(ToyModule(), **loaders(train=Pictures(36)))
+    assert image_steps(trainer) == [0, 1, 3, 7, 8, 17, 26]
+
+
+def test_log_schedule_with_every_second_epoch(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(schedule="log", every_n_epochs=2), max_epochs=3)
+    trainer.fit(ToyModule(), **loaders())
+    assert image_steps(trainer) == [0, 1, 3, 7, 11]
+
+
+def test_a_schedule_of_ones_own(tmp_path):
+    asked = []
+    trainer = make_trainer(tmp_path, quick_callback(schedule=lambda steps: asked.append(steps) or steps == 3))
+    trainer.fit(ToyModule(), **loaders())
+    assert asked == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert image_steps(trainer) == [0, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "linear"}, "schedule='linear' is unknown"),
+        ({"schedule": "log", "every_n_steps": 5}, "give one of them"),
+        ({"schedule": bool, "every_n_epochs": 5}, "give one of them"),
+        ({"max_overhead": 0}, "max_overhead=0 must be a share"),
+        ({"max_overhead": 2}, "max_overhead=2 must be a share"),
+        ({"max_overhead": "2%"}, "max_overhead='2%' must be a share"),
+    ],
+    ids=str,
+)
+def test_what_is_no_schedule(options, message):
+    with pytest.raises(UsageError, match=message):
+        quick_callback(**options)

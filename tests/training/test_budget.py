@@ -1,0 +1,133 @@
+"""Explaining takes no more of the training's time than it may."""
+
+import itertools
+import logging
+import time
+
+import pytest
+from lightning.pytorch import Callback
+
+from gfi_lightning.training import budget
+from gfi_lightning.training.budget import Budget
+from tests.training.modules import ToyModule, image_steps, loaders, make_trainer, quick_callback, read_events
+
+
+class Clock:
+    """Stands where it is put."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(budget, "time", clock)
+    return clock
+
+
+def train(limit, clock, epochs, epoch, cost):
+    """A training by the clock: a run before it, one after each epoch if allowed, and one at the end.
+
+    The limit is held after each run, but for the first three and one that costs more than the last of them did.
+
+    Args:
+        epoch: from the epoch's number to its duration without a run.
+        cost: likewise of its run.
+
+    Returns:
+        The budget, and the numbers of the epochs with a run.
+    """
+    spent = Budget(limit)
+    explained = []
+
+    def run(step):
+        with spent.run(step):
+            clock.now += cost(step)
+        explained.append(step)
+        foreseeable = cost(step) == cost(explained[-2]) if len(explained) > 3 else False
+        if foreseeable and limit is not None and step < epochs - 1:
+            assert spent.overhead <= limit
+
+    run(-1)
+    for number in range(epochs):
+        clock.now += epoch(number)
+        run(number) if spent.allows_another() else spent.skip(number)
+    if explained[-1] != epochs - 1:
+        run(epochs - 1)
+    return spent, explained
+
+
+def test_no_limit(clock):
+    spent, explained = train(None, clock, 5, lambda _: 1, lambda _: 1)
+    assert explained == [-1, 0, 1, 2, 3, 4]
+    assert spent.overhead == pytest.approx(6 / 11)
+
+
+def test_three_runs_then_only_what_time_has_been_earned_for(clock):
+    spent, explained = train(0.02, clock, 1000, lambda _: 10, lambda _: 2)
+    assert explained[:3] == [-1, 0, 1]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(explained[3:-1])]
+    assert all(gap in (9, 10, 11) for gap in gaps)  # 2 s of every 100 s
+    assert explained[-1] == 999
+    assert 0.018 < spent.overhead <= 0.02
+    assert str(spent) == f"explained {len(explained)} of 1001 scheduled runs, {spent.overhead:.1%} of the time"
+
+
+def test_where_it_is_cheap_nothing_is_skipped(clock):
+    _, explained = train(0.02, clock, 50, lambda _: 100, lambda _: 1)
+    assert explained == list(range(-1, 50))
+
+
+@pytest.mark.parametrize("slower", [0.1, 10])
+def test_the_estimate_follows_the_costs_and_the_pace(clock, slower):
+    """From the middle on, runs or epochs take another time; the limit holds all the while (see train)."""
+    changed = lambda number: slower if number >= 500 else 1.0  # noqa: E731
+    spent, explained = train(0.05, clock, 1000, lambda _: 10, lambda number: 1 * changed(number))
+    often = [sum(first <= one < first + 400 for one in explained) for first in (100, 600)]
+    assert (often[1] > 1.5 * often[0]) == (slower < 1)
+    assert spent.overhead <= 0.05
+    spent, explained = train(0.05, clock, 1000, lambda number: 10 * changed(number), lambda _: 1)
+    often = [sum(first <= one < first + 400 for one in explained) for first in (100, 600)]
+    assert (often[1] > 1.5 * often[0]) == (slower > 1)
+    assert spent.overhead <= 0.05
+
+
+def test_reading_the_samples_counts(clock):
+    spent = Budget(0.5)
+    with spent.spending():
+        clock.now += 3
+    clock.now += 9
+    assert spent.overhead == 0.25
+
+
+class Slow(Callback):
+    """Makes the training slow."""
+
+    def on_train_batch_start(self, *_):
+        time.sleep(0.02)
+
+
+def test_a_real_run(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "gfi_lightning")
+    callback = quick_callback(every_n_steps=1, max_overhead=0.05)
+    trainer = make_trainer(tmp_path, callback, Slow(), max_epochs=40)
+    trainer.fit(ToyModule(), **loaders())
+    steps = image_steps(trainer)
+    assert steps[:3] == [0, 1, 2]
+    assert steps[-1] == 159
+    assert len(steps) < 40
+    (told,) = [record.getMessage() for record in caplog.records if "scheduled runs" in record.getMessage()]
+    assert told.startswith(f"GFICallback explained {len(steps)} of 160 scheduled runs, ")
+    overhead = [event.value for event in read_events(trainer).Scalars("gfi/overhead")]
+    assert len(overhead) == len(steps)
+    assert all(0 < share < 1 for share in overhead)
+
+
+def test_without_a_limit_every_run_takes_place(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "gfi_lightning")
+    make_trainer(tmp_path, quick_callback(), max_epochs=2).fit(ToyModule(), **loaders())
+    assert any("GFICallback explained 3 of 3 scheduled runs, " in record.getMessage() for record in caplog.records)
