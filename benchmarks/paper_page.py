@@ -19,6 +19,8 @@ import paper_stages
 from bench.experiments import RESULTS, section
 from bench.tables import handwritten
 
+from gfi_lightning import UsageError
+
 EXPERIMENTS = [
     script.EXPERIMENT
     for script in (
@@ -54,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (experiment, json.loads((options.results / experiment.json.name).read_text(encoding="utf-8")))
         for experiment in EXPERIMENTS
     ]
+    recipes = [report["recipe"] for _, report in reports]
+    if any(recipe != recipes[0] for recipe in recipes):
+        stale = ", ".join(str(experiment.json) for experiment, report in reports if report["recipe"] != recipes[0])
+        raise UsageError(f"{stale} is of another default recipe than {EXPERIMENTS[0].json}: run those scripts again.")
     written = [handwritten(options.page, INTRODUCTION), *(section(*pair) for pair in reports)]
     options.page.write_text("\n".join(written), encoding="utf-8")
 

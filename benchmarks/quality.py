@@ -17,7 +17,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,13 @@ import torch
 from bench.cases import Case, hits, names_from_list, predicted_cases
 from bench.measures import CURVE_STEPS, RADIUS, Bench, Plan
 from bench.methods import FAMILIES, Method, find_methods, reference_method
+from bench.methods import described as recipe_described
 from bench.networks import Network, find_network, find_object, peer_layers
 from bench.rows import Row
 from bench.tables import handwritten, markdown, rows_from_json, to_json
 from bench.voc import of_one_class, read_ids, read_photographs
 
-from gfi_lightning import UsageError
+from gfi_lightning import Recipe, UsageError
 from gfi_lightning.inversion.recipes import RECIPES
 
 say = partial(print, file=sys.stderr, flush=True)
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layers = tuple(options.layers or network.layers or peer_layers(network.model, first_image(network, cases)))
     recipes = RECIPES if options.recipes is None else find_object(options.recipes)
     methods = find_methods(network, layers, options.methods, recipes)
-    about = described(options, cases, tuning, rate, layers)
+    about = described(options, cases, tuning, rate, layers, recipes)
     bench = Bench(network, reference_method(layers), cases, tuning, plan_of(options), say)
     rows = [row for path in earlier_reports(options) for row in earlier_rows(path, about)]
     warming_up = torch.tensor([cases[0].target], device=network.device)
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = to_json(sorted_as(methods, rows), bench.reference.name, about)
     write(options, report)
     print(markdown(report))
+    if any(row.failed for row in rows):
+        sys.exit(1)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -152,6 +155,7 @@ def described(
     tuning: Sequence[Case],
     rate: float | None,
     layers: Sequence[str],
+    recipes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What was measured on what, without any path of this machine."""
     return {
@@ -168,7 +172,17 @@ def described(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "plan": asdict(plan_of(options)),
+        "curve_steps": CURVE_STEPS,
+        "radius": RADIUS,
+        "recipes": {name: plain(recipe) for name, recipe in recipes.items()},
     }
+
+
+def plain(recipe: Any) -> Any:
+    """A recipe, its name, or arguments that hold one, in a form that JSON knows."""
+    if isinstance(recipe, Mapping):
+        return {name: plain(value) for name, value in recipe.items()}
+    return recipe_described(recipe) if isinstance(recipe, Recipe) else str(recipe)
 
 
 def earlier_reports(options: argparse.Namespace) -> list[Path]:

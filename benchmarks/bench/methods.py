@@ -22,7 +22,7 @@ _BY_LAYER: dict[str, tuple[str, Explain]] = {
     "scorecam": ("ScoreCAM", peers.score_cam),
 }
 _LAST_LAYER_ALONE = ("uniform",)
-_SLOW = ("scorecam", "perturbation")
+_SLOW = ("scorecam", "integrated-gradients", "occlusion", "perturbation")
 
 FAMILIES = ("ours", "centre", *_BY_LAYER, "integrated-gradients", "occlusion", "perturbation")
 
@@ -76,6 +76,11 @@ def find_methods(
     ]
 
 
+def described(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, the same ones in every process."""
+    return {name: getattr(value, "__name__", value) for name, value in vars(recipe).items()}
+
+
 def reference_method(layers: Sequence[str]) -> Method:
     """Grad-CAM at the last layer, to which everything is compared."""
     return _by_layer("grad-cam", layers[-1:])[0]
@@ -108,9 +113,9 @@ def _ours(network: Network, recipes: Mapping[str, str | Recipe | Mapping[str, An
 
 
 def _many(options: Mapping[str, Any]) -> bool:
-    """Whether a recipe takes more passes than integrated gradients do."""
+    """Whether a recipe takes as many passes as the slow methods."""
     recipe = find_recipe(options.get("recipe", "default"))
-    return recipe.inversion_steps + 2 * recipe.target_steps > 50
+    return recipe.inversion_steps + recipe.evidence_passes + 2 * recipe.target_steps > 50
 
 
 def explain_ours(model: nn.Module, images: Tensor, targets: Tensor, *, options: Mapping[str, Any]) -> Tensor:

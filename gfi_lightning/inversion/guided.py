@@ -33,9 +33,10 @@ class GuidedFeatureInversion:
     """Explains a classifier's decisions by the part of the image that its feature maps hold on to.
 
     A mask is built from the base layer's own feature maps, m = Σ_k ω_k A_k (equations 6 and 7), and only the
-    channel weights ω ≥ 0 are optimised. Stage 1 (equation 8) finds the part of the image that yields the
-    same features at the inversion layer; stage 2 (equation 9) refines it until it alone makes the target
-    score high, and what is left makes it score low.
+    channel weights ω ≥ 0 are optimised. (Under the default recipe, feature maps of the coarsest layer that speak
+    against the target come into stage 2's sum with a minus, see ``Explanation.signs``.) Stage 1 (equation 8) finds
+    the part of the image that yields the same features at the inversion layer; stage 2 (equation 9) refines it until
+    it alone makes the target score high, and what is left makes it score low.
 
     Images are independent of each other, and the model is left as it was found: modes, parameters, gradients,
     buffers and random states.

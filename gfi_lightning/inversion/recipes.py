@@ -96,7 +96,9 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * step / steps)
 
 
-_SMALLEST = (("resolutions", 1), ("inversion_steps", 0), ("target_steps", 0), ("evidence_passes", 0))
+_SMALLEST = {"resolutions": 1, "inversion_steps": 0, "target_steps": 0, "evidence_passes": 0}
+_POSITIVE = ("initial_weight", "learning_rate", "coarsest_power")
+_NOT_NEGATIVE = ("evidence_noise", "evidence_against")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ class Recipe:
 
     Stage 1 minimises ``error + γ · penalty(ω) + α · mean(m)`` (equations 8 and 3), stage 2
     ``−f_c(Φ) + λ · f_c(Φ_bg) + δ · penalty(ω) + β · mean(m)`` (equations 9 and 5), both with ω ≥ 0.
+    (With ``evidence_passes``, some ω_k A_k are subtracted in the mask.)
 
     Attributes:
         resolutions: how many base layers are looked for where none is given, each of twice the next one's
@@ -130,7 +133,7 @@ class Recipe:
             many passes each way; 0: ω stays as stage 1 left it.
         evidence_noise: of the images in those passes, as a share of each image's range. The noise is Gaussian and
             always the same; it is added in one pass and subtracted in the next (SmoothGrad, Smilkov et al. 2017).
-        evidence_against: how much evidence against the target counts, beside that for it.
+        evidence_against: how much evidence against the target counts in the coarsest layer, beside that for it.
         coarsest_power: the power of the coarsest layer's mask in the product of several.
         optimizer: of ω, :class:`~gfi_lightning.inversion.optimizer.Adam` or
             :class:`~gfi_lightning.inversion.optimizer.Multiplicative`.
@@ -168,11 +171,20 @@ class Recipe:
     one_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        for name, smallest in _SMALLEST:
-            if getattr(self, name) < smallest:
-                raise UsageError(f"Recipe({name}={getattr(self, name)}) must be at least {smallest}.")
-        if self.learning_rate <= 0:
-            raise UsageError(f"Recipe(learning_rate={self.learning_rate}) must be positive.")
+        for name, smallest in _SMALLEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < smallest:
+                raise UsageError(f"Recipe({name}={value!r}) must be a whole number, at least {smallest}.")
+        for name in _POSITIVE + _NOT_NEGATIVE:
+            value, least = getattr(self, name), "positive" if name in _POSITIVE else "0 or positive"
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and name in _NOT_NEGATIVE))):
+                raise UsageError(f"Recipe({name}={value}) must be {least}.")
+        if self.evidence_noise > 0 and self.evidence_passes % 2 == 1:
+            raise UsageError(
+                f"Recipe(evidence_passes={self.evidence_passes}) must be even where evidence_noise is not 0, because "
+                "noise is added in one pass and subtracted in the next. One pass without noise: evidence_passes=1, "
+                "evidence_noise=0."
+            )
 
 
 PAPER = Recipe(

@@ -27,12 +27,14 @@ class Explanation:
         score: (*): the target's score on the untouched image.
         preserved: (*): its score on the kept image Φ, as the last step's forward pass saw it.
         removed: (*): its score on the removed image Φ_bg, likewise.
-        weights: (*, K): the channel weights ω ≥ 0.
+        weights: (*, K): the channel weights ω ≥ 0. Where the recipe scales feature maps to [0, 1], they weigh those.
         degenerate: (*), bool: no evidence was found, because feature maps are constant, zero or not finite.
             Scores that are not finite are given as 0 there.
         against: (*), int64: the classes that the targets are contrasted with; None: all others.
         depths: (N, D, H, W), float32 in [0, 1]: what the features at each of D depths preserve (stage 1); None
             where none were asked for, see ``layers`` of :class:`~gfi_lightning.GuidedFeatureInversion`.
+        signs: (*, K), int8: what each ω_k A_k is multiplied by in the mask's sum. 1, but −1 for a feature map that
+            speaks against the target and 0 for one that is left out, where the recipe starts from the evidence.
     """
 
     heatmaps: Tensor
@@ -45,6 +47,7 @@ class Explanation:
     degenerate: Tensor
     against: Tensor | None = None
     depths: Tensor | None = None
+    signs: Tensor | None = None
 
     def select(self, chosen: Tensor) -> "Explanation":
         """The same for some of the images: chosen has shape (N,), bool."""
@@ -94,6 +97,7 @@ class Chunk:
         count: their number.
         rows: which of them these images are, (N,).
         weights: ω of each base layer, (N, K).
+        signs: of each feature map in the mask, (N, K), int8; the maps are multiplied by them already.
         optimizers: the optimiser's state for each.
     """
 
@@ -105,6 +109,7 @@ class Chunk:
     count: int
     rows: Tensor
     weights: tuple[Tensor, ...]
+    signs: tuple[Tensor, ...]
     optimizers: tuple[Optimizer, ...]
 
     def __getitem__(self, rows: Tensor) -> "Chunk":
@@ -117,6 +122,7 @@ class Chunk:
             count=self.count,
             rows=self.rows[rows],
             weights=tuple(weights[rows] for weights in self.weights),
+            signs=tuple(signs[rows] for signs in self.signs),
             optimizers=tuple(optimizer[rows] for optimizer in self.optimizers),
         )
 

@@ -37,7 +37,8 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
     weights = tuple(one.new_full(one.shape[:2], recipe.initial_weight) for one in maps)
     rows = torch.arange(len(images), device=images.device)
     optimizers = tuple(map(recipe.optimizer.start, weights))
-    chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, optimizers)
+    signs = tuple(torch.ones_like(one, dtype=torch.int8) for one in weights)
+    chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
 
     def loss(mask: Tensor) -> Tensor:
         kept, _ = _blend(chunk, mask)
@@ -85,7 +86,8 @@ def refine(
             loss(mask_of(chunk, recipe, weights))
     preserved, removed = target_scores(output, both.targets, score, both.against).detach().chunk(2)
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
-    return _cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
+    found = _cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
+    return found | {"signs": torch.cat(chunk.signs, 1)}
 
 
 def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
@@ -148,6 +150,7 @@ def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Ca
     return replace(
         chunk,
         maps=tuple(maps * one.sign()[:, :, None, None] for maps, one in zip(chunk.maps, evidence, strict=True)),
+        signs=tuple(one.sign().to(torch.int8) for one in evidence),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
     )
 

@@ -44,7 +44,8 @@ def regions_of_boxes(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         tensor([[[0, 1, 1, 0],
                  [0, 1, 1, 0]]], dtype=torch.int32)
     """
-    return torch.stack([_region_of_boxes(one, size) for one in checked_boxes(boxes, size)])
+    regions = [_region_of_boxes(one, size) for one in checked_boxes(boxes, size)]
+    return torch.stack(regions) if regions else torch.zeros(0, *size, dtype=torch.bool)
 
 
 def _region_of_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _RUNS_WITHOUT_LIMIT = 3  # the first one warms up, and what a run costs is known from the next two
 
 
@@ -24,7 +26,7 @@ class Budget:
         self._spent = 0.0  # seconds
         self._spending_since: float | None = None
         self._costs: list[float] = []  # of the last two runs, in seconds
-        self._explained = self._skipped = 0
+        self._started = self._explained = self._skipped = 0
         self._last_skipped: int | None = None  # its step
 
     @property
@@ -36,20 +38,22 @@ class Budget:
 
     def allows_another(self) -> bool:
         """Whether another run keeps within the limit, and leaves room for the last one."""
-        if self.max_overhead is None or self._explained < _RUNS_WITHOUT_LIMIT:
+        if self.max_overhead is None or self._started < _RUNS_WITHOUT_LIMIT:
             return True
-        ahead = 2 * max(self._costs)
+        ahead = 2 * max(self._costs, default=0.0)
         elapsed = time.monotonic() - self._began
         return self._spent + ahead <= self.max_overhead * (elapsed + ahead)
 
     def skip(self, step: int) -> None:
         """The run that was scheduled at this step is left out."""
-        self._skipped += 1
-        self._last_skipped = step
+        if step != self._last_skipped:  # where the end of an epoch falls on a step that was scheduled as well
+            self._skipped += 1
+            self._last_skipped = step
 
     @contextmanager
     def spending(self) -> Iterator[None]:
         """What is done within belongs to explaining."""
+        _wait_for_gpu()
         self._spending_since = time.monotonic()
         try:
             yield
@@ -64,13 +68,19 @@ class Budget:
         if step == self._last_skipped:  # the end of the training, where nothing is skipped
             self._skipped -= 1
             self._last_skipped = None
-        try:
-            with self.spending():
-                yield
-        finally:
-            self._costs = [*self._costs[-1:], self._spent - before]
-            self._explained += 1
+        self._started += 1
+        with self.spending():
+            yield
+        # Not after a failure, which tells nothing about what a run costs.
+        self._costs = [*self._costs[-1:], self._spent - before]
+        self._explained += 1
 
     def __str__(self) -> str:
-        scheduled = self._explained + self._skipped
+        scheduled = self._started + self._skipped
         return f"explained {self._explained} of {scheduled} scheduled runs, {self.overhead:.1%} of the time"
+
+
+def _wait_for_gpu() -> None:
+    """The training's own work that is still queued there must not count as ours."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

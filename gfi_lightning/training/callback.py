@@ -57,7 +57,7 @@ class GFICallback(L.Callback):
             no place of its own on the x axis and is left out: step 0 shows the untrained model.
         schedule: "log": after 2, 4, 8, … optimiser steps of the first epoch, and then as ``every_n_epochs`` says,
             since most of the change comes early; or a callable from the number of optimiser steps so far to
-            whether it is time, instead of the other two.
+            whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance.
             It holds once three runs are done: scheduled runs that would break it are skipped, the one at the end
             of the training never. None: no limit. The curve ``gfi/overhead`` tells the share so far.

@@ -147,7 +147,9 @@ def test_a_method_that_fails_does_not_stop_the_others(somewhere, monkeypatch):
         raise ZeroDivisionError("nothing left")
 
     monkeypatch.setattr("bench.peers.Occlusion", fail)
-    report = run(somewhere, *EXPENSIVE, methods=("occlusion", "layercam"))
+    with pytest.raises(SystemExit):
+        run(somewhere, *EXPENSIVE, methods=("occlusion", "layercam"))
+    report = json.loads((somewhere / "out.json").read_text())
     assert report["methods"]["occlusion"]["notes"] == ["failed: ZeroDivisionError: nothing left"]
     assert report["methods"]["LayerCAM, fine"]["figures"]["energy"]["images"] == 5
 

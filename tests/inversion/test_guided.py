@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gfi_lightning import GuidedFeatureInversion, UsageError
-from gfi_lightning.inversion.recipes import RECIPES
+from gfi_lightning.inversion.recipes import RECIPES, normalize_then_upsample
+from tests.inversion.reference import capture
 from tests.networks import ToyCNN, random_images
 
 SHORT = replace(RECIPES["default"], inversion_steps=3, target_steps=4)
@@ -295,3 +296,35 @@ def test_a_relu_that_the_head_uses_again():
     assert torch.equal(first.heatmaps, second.heatmaps)
     chunks = GuidedFeatureInversion(model, "relu", recipe=SHORT, chunk_size=1).explain(images, 0)
     torch.testing.assert_close(first.heatmaps, chunks.heatmaps)
+
+
+def test_signs_and_weights_make_the_mask():
+    model, images = ToyCNN().double(), random_images(2)
+    recipe = replace(SHORT, resolutions=1, unit_range=False)
+    gfi = GuidedFeatureInversion(model, layer="fine", recipe=recipe)
+    explanation = gfi.explain(images, torch.tensor([0, 1]))
+    signs = explanation.signs.double()
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    assert (explanation.weights >= 0).all()
+    maps = capture(model, "fine", images)[0]
+    total = (signs * explanation.weights)[:, :, None, None] * maps
+    expected = normalize_then_upsample(total.sum(1, keepdim=True), (16, 16))[:, 0]
+    torch.testing.assert_close(explanation.heatmaps, expected.float())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_steps": 2.5}, r"target_steps=2.5\) must be a whole number"),
+        ({"evidence_passes": -1}, r"evidence_passes=-1\) must be a whole number, at least 0"),
+        ({"evidence_passes": 3}, r"evidence_passes=3\) must be even"),
+        ({"evidence_noise": -0.1}, r"evidence_noise=-0.1\) must be 0 or positive"),
+        ({"coarsest_power": 0}, r"coarsest_power=0\) must be positive"),
+        ({"initial_weight": 0}, r"initial_weight=0\) must be positive"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan\) must be positive"),
+    ],
+    ids=str,
+)
+def test_what_is_no_recipe(options, message):
+    with pytest.raises(UsageError, match=message):
+        replace(SHORT, **options)

@@ -104,6 +104,29 @@ def test_reading_the_samples_counts(clock):
     assert spent.overhead == 0.25
 
 
+def test_a_skipped_step_that_is_the_epochs_end_as_well_counts_once(clock):
+    spent = Budget(0.02)
+    spent.skip(7)
+    spent.skip(7)
+    clock.now += 1
+    assert str(spent) == "explained 0 of 1 scheduled runs, 0.0% of the time"
+
+
+def test_what_a_run_costs_is_not_taken_from_those_that_failed(clock):
+    def fail():
+        clock.now += 1
+        raise MemoryError
+
+    spent = Budget(0.02)
+    for step in range(3):
+        with pytest.raises(MemoryError), spent.run(step):
+            fail()
+    assert str(spent) == "explained 0 of 3 scheduled runs, 100.0% of the time"
+    assert not spent.allows_another()  # until the time of these has been earned
+    clock.now += 200
+    assert spent.allows_another()
+
+
 class Slow(Callback):
     """Makes the training slow."""
 
