@@ -309,3 +309,13 @@ def test_a_network_without_a_linear_layer_cannot_be_trained_anew(network, somewh
     convolution = Network(torch.nn.Conv2d(3, 5, 3), network.preprocess)
     with pytest.raises(UsageError, match="Conv2d has no linear layer"):
         retrain_last_layer(convolution, read_photographs(somewhere, TRAIN))
+
+
+def test_the_page_takes_sections_of_one_recipe_alone(somewhere, reports, tmp_path):
+    for experiment in paper_page.EXPERIMENTS:
+        report = json.loads((somewhere / experiment.json.name).read_text())
+        if experiment.name == SCRIPTS[-1]:
+            report["recipe"]["target_steps"] += 1
+        (tmp_path / experiment.json.name).write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="is of another default recipe"):
+        paper_page.main([str(tmp_path / "page.md"), "--results", str(tmp_path)])
