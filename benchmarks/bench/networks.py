@@ -19,7 +19,9 @@ from torchvision.transforms import v2
 
 from bench.voc import Preprocess
 from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.layers import feature_maps, image_size
 from gfi_lightning.inversion.scores import describe
+from gfi_lightning.inversion.search import is_twice
 
 SIDE = 224
 IMAGENET_FOLDER = "GFI_IMAGENET"
@@ -179,17 +181,25 @@ def peer_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         images: shape (N, C, H, W), one is enough.
 
     Raises:
-        UsageError: no module returns maps of shape (N, K, h, w).
+        UsageError: no module returns maps of shape (N, K, h, w), or what comes last are tokens or maps with the
+            channels last, which other methods do not understand.
     """
     found: list[tuple[str, Tensor]] = []
+    misread: list[str] = []  # behind the last of these
 
     def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
         if any(word in type(module).__name__ for word in ("Pool", "Dropout", "Identity")):
             return
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            if found and found[-1][1] is output:
-                found.pop()
-            found.append((name, output))
+        maps = feature_maps(output, image_size(images)) if isinstance(output, Tensor) else None
+        if maps is None:
+            return
+        if maps is not output:
+            misread.append(name)
+            return
+        if found and found[-1][1] is output:
+            found.pop()
+        found.append((name, output))
+        misread.clear()
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
@@ -200,8 +210,12 @@ def peer_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     found = [(name, maps) for name, maps in found if calls[name] == 1]
     if not found:
         raise UsageError("No module of the network returns maps of shape (N, K, h, w): other methods need one.")
+    if misread:
+        raise UsageError(
+            f"Behind {found[-1][0]}, the last feature map of shape (N, K, h, w), module {misread[-1]} returns tokens "
+            "or maps with the channels last, of which other methods make nonsense: name --layers for them."
+        )
     name, last = found[-1]
-    height, width = last.shape[2:]
-    finer = [(other, maps) for other, maps in found if maps.shape[2:] == (2 * height, 2 * width)]
+    finer = [(other, maps) for other, maps in found if is_twice(image_size(maps), image_size(last))]
     rectified = [(other, maps) for other, maps in finer if maps.min() >= 0]
     return (*(other for other, _ in (rectified or finer)[-1:]), name)

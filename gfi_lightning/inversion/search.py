@@ -143,7 +143,7 @@ class FeatureMapSearch:
         return f"{line} That is coarse: layer={str(self._named(best))!r} has {times(best.shape)}."
 
     def _last(self, accepts: Callable[[Found], bool], twice: Grid | None = None) -> Found | None:
-        fitting = (found for found in reversed(self._trail) if twice is None or _is_twice(found.grid, twice))
+        fitting = (found for found in reversed(self._trail) if twice is None or is_twice(found.grid, twice))
         return next(filter(accepts, fitting), None)
 
     def _named(self, found: Found) -> Layer:
@@ -267,7 +267,7 @@ def _positions(grid: Grid) -> int:
     return grid[0] * grid[1]
 
 
-def _is_twice(finer: Grid, coarser: Grid) -> bool:
+def is_twice(finer: Grid, coarser: Grid) -> bool:
     """Whether the finer one has twice the resolution, give or take what odd sizes and unpadded borders make of it."""
     twice = all(-1 <= fine - 2 * coarse <= 2 for fine, coarse in zip(finer, coarser, strict=True))
     return twice and _positions(finer) > _positions(coarser)

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from bench.networks import (
 from bench.voc import read_photographs
 from PIL import Image
 from torch import nn
-from torchvision.models import mobilenet_v2, resnet50
+from torchvision.models import VisionTransformer, mobilenet_v2, resnet50
 
 from gfi_lightning import UsageError
 from tests.networks import ToyCNN, random_images
@@ -66,6 +67,35 @@ def test_what_is_no_network_is_told(name):
 )
 def test_layers_for_the_peers_are_found(model, expected):
     assert peer_layers(model.eval(), random_images(1, 64, dtype=torch.float32)) == expected
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mixed, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.head(self.mixed(self.patches(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=3),
+        ChannelsLast,
+    ],
+    ids=["tokens", "channels last"],
+)
+def test_other_methods_are_given_no_layer_that_they_misread(make):
+    with pytest.raises(UsageError, match="name --layers for them"):
+        peer_layers(make().eval(), random_images(1, 32, dtype=torch.float32))
+
+
+def test_a_finer_layer_of_an_odd_size():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
+    )
+    assert peer_layers(model.eval(), torch.rand(1, 3, 19, 19)) == ("1", "3")  # 17 × 17 and 8 × 8
 
 
 def test_preprocessing_squeezes_and_normalises():
