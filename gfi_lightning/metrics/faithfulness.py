@@ -12,6 +12,7 @@ from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion.backgrounds import Background, background_function
 from gfi_lightning.inversion.scores import ScoreFunction, check_score, check_targets, describe, target_scores
 from gfi_lightning.metrics.checks import (
+    check_count,
     check_unit_range,
     checked_images,
     checked_indices,
@@ -130,8 +131,7 @@ def _importance_ranks(heatmaps: Tensor) -> Tensor:
 
 
 def _check_options(steps: int, baseline: str | Background, score: str | ScoreFunction, batch_size: int | None) -> None:
-    if steps < 1:
-        raise UsageError(f"steps={steps} must be at least 1.")
+    check_count("steps", steps)
     _baseline_function(baseline)
     check_scoring(score, batch_size)
 
@@ -139,8 +139,8 @@ def _check_options(steps: int, baseline: str | Background, score: str | ScoreFun
 def check_scoring(score: str | ScoreFunction, batch_size: int | None) -> None:
     """Raise UsageError for an unknown score or a batch size that is none."""
     check_score(score)
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch_size={batch_size} must be at least 1, or None.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
 
 
 def _baseline_function(baseline: str | Background) -> Background:

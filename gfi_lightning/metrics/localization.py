@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
 from gfi_lightning.metrics.checks import (
+    check_count,
     check_nonempty,
     check_unit_range,
     checked_boxes,
@@ -312,8 +313,8 @@ class PointingGame(Metric):
     def __init__(self, num_classes: int | None = None, tolerance: float = 0, **options: Any) -> None:
         super().__init__(**options)
         _check_tolerance(tolerance)
-        if num_classes is not None and num_classes < 1:
-            raise UsageError(f"num_classes={num_classes} must be at least 1, or None.")
+        if num_classes is not None:
+            check_count("num_classes", num_classes)
         self.num_classes = num_classes
         self.tolerance = tolerance
         self.add_state("hits", torch.zeros(num_classes or 1, dtype=torch.long), dist_reduce_fx="sum")

@@ -16,7 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 from gfi_lightning.errors import UsageError
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.scores import describe, first_tensor
-from gfi_lightning.metrics.checks import checked_heatmaps, checked_images, checked_indices
+from gfi_lightning.metrics.checks import check_count, checked_heatmaps, checked_images, checked_indices
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.metrics.means import ImageMeans
 
@@ -101,8 +101,8 @@ def randomization_sanity(
 
 def check_stages(stages: int | None) -> None:
     """Raise UsageError for a number of stages that is none."""
-    if stages is not None and stages < 1:
-        raise UsageError(f"stages={stages} must be at least 1, or None for one after each layer.")
+    if stages is not None:
+        check_count("stages", stages)
 
 
 @contextmanager
@@ -269,8 +269,9 @@ def sensitivity_max(
 
 def check_noise(radius: float, samples: int) -> None:
     """Raise UsageError for noise that is none."""
-    if not radius > 0 or samples < 1:
-        raise UsageError(f"radius={radius} must be above 0, and samples={samples} at least 1.")
+    check_count("samples", samples)
+    if not radius > 0:
+        raise UsageError(f"radius={radius} must be above 0.")
 
 
 class RandomizationSanity(Metric):

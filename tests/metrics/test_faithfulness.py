@@ -256,6 +256,7 @@ def test_misuse_of_every_class(metric, arguments, message):
     ("call", "message"),
     [
         (lambda: InsertionDeletion(steps=0), "steps=0"),
+        (lambda: InsertionDeletion(steps=2.5), "steps=2.5 must be a whole number"),
         (lambda: InsertionDeletion(baseline="black"), "baseline='black' is unknown"),
         (lambda: InsertionDeletion(score="logit"), "score='logit' is unknown"),
         (lambda: InsertionDeletion(batch_size=0), "batch_size=0"),

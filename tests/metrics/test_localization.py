@@ -228,6 +228,7 @@ NAN = MAPS.clone().index_fill_(1, torch.tensor([2]), math.nan)
         (lambda: EnergyPointingGame().update(MAPS, ~REGIONS), r"regions\[0\] is empty"),
         (lambda: PointingGame(tolerance=-1), "tolerance=-1"),
         (lambda: PointingGame(num_classes=0), "num_classes=0"),
+        (lambda: PointingGame(num_classes=2.0), "num_classes=2.0 must be a whole number"),
         (lambda: PointingGame().update(NAN, REGIONS), r"heatmaps\[0\] holds NaN"),
         (lambda: PointingGame().update(MAPS, ~REGIONS), r"regions\[0\] is empty"),
         (lambda: PointingGame(3).update(MAPS, REGIONS), "num_classes=3: give both or neither"),
@@ -255,3 +256,7 @@ NAN = MAPS.clone().index_fill_(1, torch.tensor([2]), math.nan)
 def test_misuse(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_no_images_have_no_regions():
+    assert regions_of_boxes([], (4, 5)).shape == (0, 4, 5)

@@ -332,6 +332,7 @@ def test_misuse_of_both_classes(metric, explain, images, targets, message):
         (lambda: RandomizationSanity().update(edges, nn.Flatten(), IMAGES, TARGETS), "Flatten.* has no parameters"),
         (lambda: Sensitivity(radius=0), "radius=0"),
         (lambda: Sensitivity(samples=0), "samples=0"),
+        (lambda: Sensitivity(samples=2.5), "samples=2.5 must be a whole number"),
     ],
 )
 def test_misuse(call, message):
