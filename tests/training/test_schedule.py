@@ -139,7 +139,6 @@ def test_tags(tmp_path):
     ours = [tag for kind in ("images", "scalars", "tensors") for tag in tags[kind] if tag.startswith("gfi")]
     assert sorted(ours) == [
         "gfi/drift",
-        "gfi/overhead",
         "gfi/overview",
         "gfi/preserved",
         "gfi/removed",
