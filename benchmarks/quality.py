@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from bench.cases import Case, hits, names_from_list, predicted_cases
 from bench.measures import CURVE_STEPS, RADIUS, Bench, Plan
-from bench.methods import FAMILIES, Method, find_methods, reference_method
-from bench.methods import described as recipe_described
+from bench.methods import FAMILIES, Method, find_methods, recipe_fields, reference_method
 from bench.networks import Network, find_network, find_object, peer_layers
 from bench.rows import Row
 from bench.tables import handwritten, markdown, rows_from_json, to_json
@@ -182,7 +181,7 @@ def plain(recipe: Any) -> Any:
     """A recipe, its name, or arguments that hold one, in a form that JSON knows."""
     if isinstance(recipe, Mapping):
         return {name: plain(value) for name, value in recipe.items()}
-    return recipe_described(recipe) if isinstance(recipe, Recipe) else str(recipe)
+    return recipe_fields(recipe) if isinstance(recipe, Recipe) else str(recipe)
 
 
 def earlier_reports(options: argparse.Namespace) -> list[Path]:

@@ -3,11 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 
 class UsageError(ValueError):
     """Something that the user gave cannot work; the message names the value and the remedy."""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any, smallest: int = 1) -> None:
+    """Raise UsageError for what is no whole number, or a smaller one."""
+    if not is_whole(value) or value < smallest:
+        raise UsageError(f"{name}={value!r} must be a whole number, at least {smallest}.")
 
 
 @contextmanager

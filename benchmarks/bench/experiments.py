@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.bootstrap import Estimate, estimate, paired_difference
 from bench.cases import Batch, Case, batches, hits, predicted_cases
-from bench.methods import described
+from bench.methods import recipe_fields
 from bench.networks import Network, find_network, peer_layers
 from bench.tables import table
 from bench.voc import of_one_class, read_ids, read_photographs
@@ -176,7 +176,7 @@ def publish(experiment: Experiment, options: argparse.Namespace, findings: Findi
         "data": options.data.name,
         "ids": options.ids.name,
         "images": list(findings.images),
-        "recipe": described(DEFAULT),
+        "recipe": recipe_fields(DEFAULT),
         "torch": torch.__version__,
         "tables": {caption: _plain_figures(figures) for caption, figures in findings.tables.items()},
         "remarks": list(findings.remarks),

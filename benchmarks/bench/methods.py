@@ -76,7 +76,7 @@ def find_methods(
     ]
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain values, the same ones in every process."""
     return {name: getattr(value, "__name__", value) for name, value in vars(recipe).items()}
 

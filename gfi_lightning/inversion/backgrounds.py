@@ -105,7 +105,7 @@ def with_noise(images: Tensor, count: int, size: float) -> Iterator[Tensor]:
     pattern = torch.zeros_like(images[0])
     for number in range(count):
         pattern = -pattern if number % 2 else _pattern(images, source)
-        yield images + scale * pattern if size > 0 else images
+        yield images + scale * pattern
 
 
 def _pattern(images: Tensor, source: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion import stages
 from gfi_lightning.inversion.backgrounds import Background, background_function
@@ -113,8 +113,8 @@ class GuidedFeatureInversion:
         forward: Forward | None = None,
     ) -> None:
         check_score(score)
-        if chunk_size is not None and chunk_size < 1:
-            raise UsageError(f"chunk_size={chunk_size} must be at least 1, or None.")
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
         self.recipe = find_recipe(recipe)
         self.score = score
         self._network = Network(model, layer, inversion_layer, forward, self.recipe.resolutions)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.inversion.optimizer import Adam, Multiplicative, Optimizer
 
 Size = tuple[int, int]
@@ -172,16 +172,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, smallest in _SMALLEST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < smallest:
-                raise UsageError(f"Recipe({name}={value!r}) must be a whole number, at least {smallest}.")
+            check_count(f"Recipe: {name}", getattr(self, name), smallest)
         for name in _POSITIVE + _NOT_NEGATIVE:
             value, least = getattr(self, name), "positive" if name in _POSITIVE else "0 or positive"
             if not (math.isfinite(value) and (value > 0 or (value == 0 and name in _NOT_NEGATIVE))):
-                raise UsageError(f"Recipe({name}={value}) must be {least}.")
+                raise UsageError(f"Recipe: {name}={value} must be {least}.")
         if self.evidence_noise > 0 and self.evidence_passes % 2 == 1:
             raise UsageError(
-                f"Recipe(evidence_passes={self.evidence_passes}) must be even where evidence_noise is not 0, because "
+                f"Recipe: evidence_passes={self.evidence_passes} must be even where evidence_noise is not 0, because "
                 "noise is added in one pass and subtracted in the next. One pass without noise: evidence_passes=1, "
                 "evidence_noise=0."
             )

@@ -147,10 +147,11 @@ def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Ca
     # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
     evidence[:-1] = [one.clamp(min=0) for one in evidence[:-1]]
     evidence[-1] = torch.where(evidence[-1] < 0, recipe.evidence_against * evidence[-1], evidence[-1])
+    signs = [one.sign() for one in evidence]
     return replace(
         chunk,
-        maps=tuple(maps * one.sign()[:, :, None, None] for maps, one in zip(chunk.maps, evidence, strict=True)),
-        signs=tuple(one.sign().to(torch.int8) for one in evidence),
+        maps=tuple(maps * sign[:, :, None, None] for maps, sign in zip(chunk.maps, signs, strict=True)),
+        signs=tuple(sign.to(torch.int8) for sign in signs),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
     )
 

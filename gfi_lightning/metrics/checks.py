@@ -1,8 +1,6 @@
 """What the metrics are given, checked: a wrong shape that broadcasts makes a number that looks right."""
 
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +9,6 @@ from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
 
 _ROUNDING = 1e-3  # by which interpolation may leave the range
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise UsageError for what is no whole number, or none of at least 1."""
-    if not isinstance(value, Integral) or value < 1:
-        raise UsageError(f"{name}={value!r} must be a whole number, at least 1.")
 
 
 def checked_heatmaps(heatmaps: Tensor, name: str = "heatmaps") -> Tensor:

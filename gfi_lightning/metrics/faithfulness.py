@@ -7,12 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion.backgrounds import Background, background_function
 from gfi_lightning.inversion.scores import ScoreFunction, check_score, check_targets, describe, target_scores
 from gfi_lightning.metrics.checks import (
-    check_count,
     check_unit_range,
     checked_images,
     checked_indices,

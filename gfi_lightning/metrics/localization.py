@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.inversion.scores import describe
 from gfi_lightning.metrics.checks import (
-    check_count,
     check_nonempty,
     check_unit_range,
     checked_boxes,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.scores import describe, first_tensor
-from gfi_lightning.metrics.checks import check_count, checked_heatmaps, checked_images, checked_indices
+from gfi_lightning.metrics.checks import checked_heatmaps, checked_images, checked_indices
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.metrics.means import ImageMeans
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence, Sized
-from numbers import Integral, Number, Real
+from numbers import Number, Real
 from typing import Any
 
 from torch import Tensor, nn
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, check_count, is_whole
 from gfi_lightning.inversion.layers import as_layers
 from gfi_lightning.training.samples import as_indices, as_names
 
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[\w-]+")
 
 def check_schedule(schedule: Any, every_n_epochs: Any, every_n_steps: Any) -> None:
     """Raise UsageError for what is no schedule, or two."""
-    check_positive("every_n_epochs", every_n_epochs)
+    check_count("every_n_epochs", every_n_epochs)
     if schedule is not None and schedule != "log" and not callable(schedule):
         raise UsageError(
             f"schedule={schedule!r} is unknown: use 'log', or a callable from the number of optimiser steps so far to "
@@ -30,17 +30,11 @@ def check_schedule(schedule: Any, every_n_epochs: Any, every_n_steps: Any) -> No
         )
     if every_n_steps is None:
         return
-    check_positive("every_n_steps", every_n_steps)
+    check_count("every_n_steps", every_n_steps)
     if every_n_epochs != 1:
         raise UsageError(
             f"every_n_epochs={every_n_epochs} and every_n_steps={every_n_steps} were both given: give one of them."
         )
-
-
-def check_positive(argument: str, value: Any) -> None:
-    """Raise UsageError for what is no whole number, or none of at least 1."""
-    if not _is_index(value) or value < 1:
-        raise UsageError(f"{argument}={value!r} must be a whole number, at least 1.")
 
 
 def check_share(argument: str, value: Any) -> None:
@@ -65,9 +59,9 @@ def check_targets(targets: Any) -> None:
     if isinstance(targets, str):
         known = targets in TARGETS
     elif isinstance(targets, Sequence):
-        known = len(targets) > 0 and all(map(_is_index, targets))
+        known = len(targets) > 0 and all(map(is_whole, targets))
     else:
-        known = callable(targets) or _is_index(targets)
+        known = callable(targets) or is_whole(targets)
     if not known:
         raise UsageError(
             f"targets={targets!r} is unknown: use {', '.join(map(repr, TARGETS))}, a class index, a list of them, "
@@ -129,7 +123,3 @@ def _numbers(values: Any) -> list[float]:
         return [float(value) for value in values]
     except (TypeError, ValueError):  # a single number, text
         return []
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ import lightning as L
 from torch import nn
 from typing_extensions import override
 
-from gfi_lightning.errors import Fault, UsageError, attempt
+from gfi_lightning.errors import Fault, UsageError, attempt, check_count
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.backgrounds import Background, background_function
 from gfi_lightning.inversion.layers import LayerLike, as_layers, module_name
@@ -139,7 +139,7 @@ class GFICallback(L.Callback):
     ) -> None:
         arguments.check_schedule(schedule, every_n_epochs, every_n_steps)
         arguments.check_share("max_overhead", max_overhead)
-        arguments.check_positive("num_samples", num_samples)
+        check_count("num_samples", num_samples)
         arguments.check_samples(samples)
         arguments.check_targets(targets)
         arguments.check_layer("layer", layer)
@@ -151,7 +151,7 @@ class GFICallback(L.Callback):
         arguments.check_name(name)
         arguments.check_on_error(on_error)
         if chunk_size is not None:
-            arguments.check_positive("chunk_size", chunk_size)
+            check_count("chunk_size", chunk_size)
         find_recipe(recipe)
         check_score(score)
         background_function(background)
@@ -208,6 +208,8 @@ class GFICallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Explain if the schedule counts steps and it is time."""
+        if self._schedule.at_step is None:  # nothing is to be asked of Lightning after every batch
+            return
         with self._guarded():
             step = internals.batches_that_stepped(trainer)
             if internals.optimizer_stepped(trainer) and self._schedule.is_after_step(step + 1, trainer.current_epoch):

@@ -215,7 +215,7 @@ def test_half_precision_gives_nearly_the_same_map():
         ({"recipe": "papr"}, "recipe='papr' is unknown: use one of default, paper, release"),
         ({"score": "logit"}, "score='logit' is unknown"),
         ({"background": "white"}, "background='white' is unknown: use one of blur, mean, noise"),
-        ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ({"chunk_size": 0}, "chunk_size=0 must be a whole number, at least 1"),
         ({"layer": nn.ReLU()}, r"layer=ReLU\(\.\.\.\) is not part of this model"),
     ],
 )
@@ -315,13 +315,13 @@ def test_signs_and_weights_make_the_mask():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_steps": 2.5}, r"target_steps=2.5\) must be a whole number"),
-        ({"evidence_passes": -1}, r"evidence_passes=-1\) must be a whole number, at least 0"),
-        ({"evidence_passes": 3}, r"evidence_passes=3\) must be even"),
-        ({"evidence_noise": -0.1}, r"evidence_noise=-0.1\) must be 0 or positive"),
-        ({"coarsest_power": 0}, r"coarsest_power=0\) must be positive"),
-        ({"initial_weight": 0}, r"initial_weight=0\) must be positive"),
-        ({"learning_rate": float("nan")}, r"learning_rate=nan\) must be positive"),
+        ({"target_steps": 2.5}, r"target_steps=2.5 must be a whole number"),
+        ({"evidence_passes": -1}, r"evidence_passes=-1 must be a whole number, at least 0"),
+        ({"evidence_passes": 3}, r"evidence_passes=3 must be even"),
+        ({"evidence_noise": -0.1}, r"evidence_noise=-0.1 must be 0 or positive"),
+        ({"coarsest_power": 0}, r"coarsest_power=0 must be positive"),
+        ({"initial_weight": 0}, r"initial_weight=0 must be positive"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan must be positive"),
     ],
     ids=str,
 )
