@@ -1,6 +1,6 @@
 """Is a map right, how far has it moved, and what does it depend on? Functions for each image, and torchmetrics."""
 
-from gfi_lightning.metrics.drift import HeatmapDrift, heatmap_drift, top_fifth_iou
+from gfi_lightning.metrics.drift import HeatmapDrift, heatmap_drift, settled_at, top_fifth_iou
 from gfi_lightning.metrics.faithfulness import (
     AverageDrop,
     Curves,
@@ -33,7 +33,7 @@ from gfi_lightning.metrics.robustness import (
     randomization_sanity,
     sensitivity_max,
 )
-from gfi_lightning.metrics.sparsity import Sparsity, gini
+from gfi_lightning.metrics.sparsity import Sparsity, entropy, gini, half_area
 
 __all__ = [
     "AverageDrop",
@@ -53,7 +53,9 @@ __all__ = [
     "Sparsity",
     "average_drop",
     "energy_in_region",
+    "entropy",
     "gini",
+    "half_area",
     "heatmap_drift",
     "increase_in_confidence",
     "insertion_deletion",
@@ -65,6 +67,7 @@ __all__ = [
     "salient_object_scores",
     "scores_on_map",
     "sensitivity_max",
+    "settled_at",
     "top_fifth_iou",
     "tune_alpha",
 ]

@@ -1,8 +1,11 @@
 """How far maps have moved."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
@@ -75,6 +78,30 @@ def _top(heatmaps: Tensor, share: float) -> Tensor:
     count = max(round(share * flat.shape[1]), 1)
     lowest = flat.topk(count).values[:, -1:]
     return (flat >= lowest) & (flat > flat.amin(1, keepdim=True))
+
+
+def settled_at(
+    steps: Sequence[int], drift: Sequence[float] | NDArray[np.floating[Any]], threshold: float
+) -> int | None:
+    """The first step after which drift stays at or below a threshold: when a map has settled.
+
+    Args:
+        steps: of the runs, ascending.
+        drift: since the run before, as long as steps; NaN, where there is no run before, is no movement.
+        threshold: the largest drift that is no movement; at least the noise floor.
+
+    Returns:
+        The step of the last run that moved; the first step if none did; None if the very last one moved, or if
+        there are fewer than two runs.
+
+    Example:
+        >>> settled_at([0, 10, 20, 30], [float("nan"), 0.8, 0.3, 0.05], threshold=0.1)
+        20
+    """
+    moved = [index for index, value in enumerate(drift) if value > threshold]
+    if len(steps) < 2 or (moved and moved[-1] == len(steps) - 1):
+        return None
+    return steps[moved[-1]] if moved else steps[0]
 
 
 class HeatmapDrift(ImageMeans):

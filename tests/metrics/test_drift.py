@@ -1,11 +1,13 @@
 """Drift against scipy, and where there are no ranks."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import spearmanr
 
 from gfi_lightning import UsageError
-from gfi_lightning.metrics import HeatmapDrift, heatmap_drift, top_fifth_iou
+from gfi_lightning.metrics import HeatmapDrift, heatmap_drift, settled_at, top_fifth_iou
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -80,3 +82,22 @@ def test_misuse():
         HeatmapDrift().update(maps, maps * torch.nan)
     with pytest.raises(UsageError, match="share=0"):
         top_fifth_iou(maps, maps, share=0)
+
+
+@pytest.mark.parametrize(
+    ("drift", "settled"),
+    [
+        ([math.nan, 0.5, 0.3, 0.1, 0.0], 20),  # the map of step 20 is the one that stays
+        ([math.nan, 0.0, 0.3, 0.1, 0.05], 20),
+        ([math.nan, 0.1, 0.1, 0.1, 0.1], 0),  # the threshold itself is no movement
+        ([math.nan, 0.0, 0.0, 0.0, 0.2], None),
+        ([math.nan, 0.0, math.nan, 0.2, 0.0], 30),
+    ],
+)
+def test_when_a_map_settled(drift, settled):
+    assert settled_at([0, 10, 20, 30, 40], drift, threshold=0.1) == settled
+
+
+def test_a_single_run_tells_nothing():
+    assert settled_at([0], [math.nan], 0.1) is None
+    assert settled_at([], [], 0.1) is None

@@ -1,10 +1,12 @@
-"""The Gini index against its definition by pairs."""
+"""The Gini index against its definition by pairs, and how large and how even a map is."""
 
+import numpy as np
 import pytest
+import scipy
 import torch
 
 from gfi_lightning import UsageError
-from gfi_lightning.metrics import Sparsity, gini
+from gfi_lightning.metrics import Sparsity, entropy, gini, half_area
 
 
 @pytest.mark.parametrize("power", [0.1, 1, 8])
@@ -39,3 +41,25 @@ def test_misuse():
         Sparsity().update(torch.rand(4, 4))
     with pytest.raises(UsageError, match=r"heatmaps\[1\] holds NaN or infinity"):
         Sparsity().update(torch.tensor([[[0.0, 1.0]], [[torch.inf, 1.0]]]))
+
+
+def test_entropy_against_scipy():
+    maps = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) - 0.3
+    positive = maps.clamp(min=0).flatten(1).double().numpy()
+    expected = scipy.stats.entropy(positive, axis=1) / np.log(30)
+    np.testing.assert_allclose(entropy(maps), expected, rtol=1e-6)
+    np.testing.assert_allclose(entropy(1000 * maps), expected, rtol=1e-6)
+
+
+def test_entropy_of_known_maps():
+    point, even = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.2)
+    point[0, 3, 4] = 0.1
+    assert entropy(torch.cat([point, even, 0 * even])).tolist() == pytest.approx([0, 1, 0])
+    assert entropy(torch.ones(1, 1, 1)).tolist() == [0]
+
+
+def test_half_area():
+    ramp = torch.arange(1.0, 11).reshape(1, 2, 5)  # six of ten reach 5
+    assert half_area(torch.cat([ramp, ramp / 7, 0 * ramp, -ramp])).tolist() == pytest.approx([0.6, 0.6, 0, 0])
+    with pytest.raises(UsageError, match=r"Tensor\(4, 4\)"):
+        half_area(torch.rand(4, 4))
