@@ -1,7 +1,8 @@
 """What was seen in one run of the callback."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from gfi_lightning.inversion.results import Depths, Explanation, Inversion
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """One target's map: heatmap (H, W), float32 in [0, 1]; its score untouched, kept and removed.
+    """One target's map: heatmap (H, W), float32 in [0, 1]; its score untouched, kept and removed; and ω, (K,).
 
     Where it is contrasted with a class, ``against``, scores are the target's probability if it were one of these two.
     """
@@ -24,6 +25,7 @@ class TargetRecord:
     removed: float
     degenerate: bool
     against: int | None = None
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,29 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """All samples at one step of the x axis; grid is the base layer's (h, w), which the maps come from."""
+    """All samples at one step of the x axis.
+
+    Attributes:
+        step: of the x axis.
+        grid: the base layer's (h, w), which the maps come from.
+        samples: in their order.
+        epoch: from 0; None outside of a training.
+        regions: by name where in each image something lies, (N, H, W), bool; nowhere in an image that lacks it.
+    """
 
     step: int
     grid: tuple[int, int]
     samples: list[SampleRecord]
+    epoch: int | None = None
+    regions: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def scalars(self) -> dict[str, float]:
-        """The means over samples of what is kept and removed of the first target's score."""
-        first = [sample.targets[0] for sample in self.samples]
-        return {
-            "preserved": sum(target.preserved for target in first) / len(first),
-            "removed": sum(target.removed for target in first) / len(first),
-        }
+    def heatmaps(self) -> Tensor:
+        """The first target's maps, shape (N, H, W)."""
+        return torch.stack([sample.targets[0].heatmap for sample in self.samples])
 
     def maps(self) -> Tensor:
         """The first target's maps at the base layer's resolution, shape (N, h, w)."""
-        return torch.stack([self.coarse(sample.targets[0].heatmap) for sample in self.samples])
+        return F.adaptive_avg_pool2d(self.heatmaps(), self.grid)
 
     def coarse(self, heatmap: Tensor) -> Tensor:
         """A heatmap (H, W), averaged down to the base layer's resolution (h, w): it holds no more than that."""
@@ -120,26 +128,28 @@ def _depth_records(depths: Depths, number: int) -> list[DepthRecord]:
 
 def _target_records(explanation: Explanation) -> list[list[TargetRecord]]:
     """For each sample the records of its targets."""
-    count = len(explanation.targets)
-    names = ("targets", "heatmaps", "score", "preserved", "removed", "degenerate")
-    against = torch.full_like(explanation.targets, -1) if explanation.against is None else explanation.against
-    per_target = [values.detach().cpu() for values in (*(getattr(explanation, name) for name in names), against)]
-    # (N,) and (N, T) alike as (N, T)
-    columns = [values.reshape(count, -1, *values.shape[explanation.targets.ndim :]) for values in per_target]
+    targets = explanation.targets.reshape(len(explanation.targets), -1)  # (N,) and (N, T) alike as (N, T)
+    count, each = targets.shape
+
+    def column(values: Tensor) -> Tensor:
+        return values.detach().cpu().reshape(count, each, *values.shape[explanation.targets.ndim :])
+
+    names = ("targets", "heatmaps", "score", "preserved", "removed", "degenerate", "weights")
+    columns = {name: column(getattr(explanation, name)) for name in names}
+    against = None if explanation.against is None else column(explanation.against)
     return [
         [
             TargetRecord(
-                int(target),
-                heatmap,
-                float(score),
-                float(preserved),
-                float(removed),
-                bool(degenerate),
-                None if other < 0 else int(other),
+                target=int(columns["targets"][place]),
+                heatmap=columns["heatmaps"][place],
+                score=float(columns["score"][place]),
+                preserved=float(columns["preserved"][place]),
+                removed=float(columns["removed"][place]),
+                degenerate=bool(columns["degenerate"][place]),
+                against=None if against is None else int(against[place]),
+                weights=columns["weights"][place],
             )
-            for target, heatmap, score, preserved, removed, degenerate, other in zip(
-                *(values[row] for values in columns), strict=True
-            )
+            for place in product([row], range(each))
         ]
         for row in range(count)
     ]
