@@ -21,31 +21,33 @@ def shows_images(logger: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Png:
-    """A picture, compressed, and its size in px."""
+class EncodedPicture:
+    """A picture as the bytes of a file that browsers show, PNG or GIF, and its size in px."""
 
     data: bytes
     height: int
     width: int
 
 
-Pictures = dict[str, Png]  # by tag
+Pictures = dict[str, EncodedPicture]  # by tag
 
 
-def encoded(pixels: Pixels) -> Png:
+def encoded(pixels: Pixels) -> EncodedPicture:
     """Compress a picture (height, width, 3), uint8, lightly: else that takes half of a run on small images."""
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG", compress_level=1)
     height, width, _ = pixels.shape
-    return Png(png.getvalue(), height, width)
+    return EncodedPicture(png.getvalue(), height, width)
 
 
 def log_pictures(logger: Any, pictures: Pictures, step: int) -> None:
     """Pictures to a TensorBoardLogger, at a step of the x axis."""
     writer = logger.experiment
-    for tag, png in pictures.items():
-        # Not by add_image, which would compress them anew, and hard.
-        image = Summary.Image(encoded_image_string=png.data, height=png.height, width=png.width, colorspace=_COLORS)
+    for tag, picture in pictures.items():
+        # Not by add_image, which would compress them anew, and hard, and of an animation take the first frame.
+        image = Summary.Image(
+            encoded_image_string=picture.data, height=picture.height, width=picture.width, colorspace=_COLORS
+        )
         writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
     writer.flush()  # to be looked at now, not when the buffer is full
 
