@@ -41,7 +41,7 @@ _ESSENTIAL = {
     "moment",
     "error",
 }
-_OURS = re.compile(r"GFICallback|gfi_lightning$")  # keys of a checkpoint, and of its "callbacks"
+_OURS = re.compile(r"GFICallback|gfi_lightning$|gfi/")  # keys of a checkpoint, of its "callbacks", and of metrics
 _EXPLAINED = re.compile(r"gfi/(.+/)?preserved")  # a metric that every explanation logs
 _OF_ONE_RUN = {"dirpath", "time_elapsed"}  # what a ModelCheckpoint and a Timer save differs between any two runs
 # Attributes of a module that are looked at on their own, and the address that torch.compile notes down.
@@ -176,7 +176,7 @@ def _metrics_recorded(trainer: L.Trainer, record: FitRecord) -> Iterator[None]:
     ) -> None:
         record.explained += number == 0 and any(_EXPLAINED.fullmatch(name) for name in metrics)
         for name, value in metrics.items():
-            if not name.startswith("gfi/"):
+            if not _OURS.match(name):
                 entry = "logged metric", f"{name} at step {step}" + (f", logger {number}" if number else "")
                 record.end.setdefault(entry, []).append(_leaf(value.tolist() if isinstance(value, Tensor) else value))
         log_metrics(metrics, step)

@@ -92,6 +92,12 @@ def check_callable(argument: str, value: Any, form: str) -> None:
         raise UsageError(f"{argument}={value!r} cannot be called: give a function {form}, or None.")
 
 
+def check_curves(argument: str, names: Any) -> None:
+    """Raise UsageError for what is no list of names of curves."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{argument}={names!r} must be a list of names of curves, such as ['preserved', 'drift'].")
+
+
 def check_name(name: Any) -> None:
     """Raise UsageError for what cannot be part of a tag and of a path."""
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):

@@ -1,19 +1,16 @@
 """The callback: when to explain, and where the pictures go."""
 
-import sys
-import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch import nn
 from typing_extensions import override
 
-from gfi_lightning.errors import Fault, UsageError, attempt, check_count
+from gfi_lightning.errors import UsageError, attempt, check_count
 from gfi_lightning.guard import preserved_rng
 from gfi_lightning.inversion.backgrounds import Background, background_function
 from gfi_lightning.inversion.layers import LayerLike, as_layers, module_name
@@ -21,19 +18,25 @@ from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
 from gfi_lightning.logs import logger
-from gfi_lightning.recording.history import save_run
-from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
-from gfi_lightning.recording.pictures import draw_overview, draw_sample
+from gfi_lightning.recording.history import History
+from gfi_lightning.recording.loggers import Pictures, encoded, shows_images
+from gfi_lightning.recording.pictures import draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
+from gfi_lightning.training.faults import Faults, Said
 from gfi_lightning.training.ranks import Ranks
+from gfi_lightning.training.regions import Regions, check_alarm, check_alarm_names, check_regions
 from gfi_lightning.training.samples import SplitBatch, is_batch
 from gfi_lightning.training.schedule import Schedule, Steps
-from gfi_lightning.training.session import Seen, Session, Settings, Targets
+from gfi_lightning.training.session import Seen, Session
+from gfi_lightning.training.share import Settings, Targets
+from gfi_lightning.training.showing import REST_IS_KEPT, Showing, Wishes
 
 ROOT = "gfi"  # of all tags, and the folder of the maps
+Scalars = dict[str, float]  # by tag
+
 _STATE = "gfi_lightning"  # where our state lies in a checkpoint
-_REST_IS_KEPT = "Its maps and curves are kept all the same."
+_OF_SAMPLES = ("indices", "dataset_size", "layer", "colors")  # what of it tells which samples, and how to explain them
 _SEED = 0  # of everything random that explaining runs into, so that the same weights give the same picture
 
 
@@ -87,6 +90,17 @@ class GFICallback(L.Callback):
         std: likewise.
         chunk_size: images that are optimised at once.
         forward: how to get the output, (module, images) → output; None: ``module(images)``.
+        regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
+            sample, or for each item of the validation set, a box (x0, y0, x1, y1), in pixels of the image as the model
+            sees it, x1 and y1 exclusive, several boxes, a mask (H, W), bool, or None; or a function from an item of the
+            validation set to such a mapping. The curves ``gfi/energy/<name>`` (the share of the maps' energy that lies
+            there) and ``gfi/pointing/<name>`` (how many maps have their maximum there) follow them.
+        alarm: by the region's name, {"watermark": 0.3}: one warning, as soon as a sample's map has more than this share
+            of its energy there. The untrained model sets off none.
+        per_class: log all curves for the samples of each class as well, ``gfi/<curve>/<class>``.
+        per_sample: log all curves for each sample as well, ``gfi/<curve>/sample_<number>``.
+        prog_bar: names of curves for the progress bar, ["preserved", "drift"] for instance.
+        keep_weights: keep the channel weights ω in the history: :meth:`History.weights`.
         batch: how to get at images (N, C, H, W) and labels (N,) or None in a validation batch, batch →
             (images, labels); None: the usual forms are understood.
         name: of this callback, where a Trainer has several: its tags start with ``gfi/<name>/``. Without names
@@ -107,10 +121,10 @@ class GFICallback(L.Callback):
     _updates_at_last_run: int | None
     _log_dir: str | None
     _draws: bool
-    _said: set[str]
-    _unsaid: list[tuple[str, str | None]]
+    _faults: Faults
     _restored: dict[str, Any]
     _budget: Budget
+    _showing: Showing | None
 
     def __init__(
         self,
@@ -134,6 +148,12 @@ class GFICallback(L.Callback):
         chunk_size: int | None = None,
         forward: Forward | None = None,
         batch: SplitBatch | None = None,
+        regions: Regions | None = None,
+        alarm: Mapping[str, float] | None = None,
+        per_class: bool = False,
+        per_sample: bool = False,
+        prog_bar: Sequence[str] = (),
+        keep_weights: bool = False,
         name: str | None = None,
         on_error: str = "warn",
     ) -> None:
@@ -148,6 +168,9 @@ class GFICallback(L.Callback):
         arguments.check_class_names(class_names)
         arguments.check_callable("forward", forward, "(module, images) → output")
         arguments.check_callable("batch", batch, "batch → (images, labels)")
+        check_regions(regions, is_batch(samples))
+        check_alarm(alarm, regions)
+        arguments.check_curves("prog_bar", prog_bar)
         arguments.check_name(name)
         arguments.check_on_error(on_error)
         if chunk_size is not None:
@@ -159,8 +182,10 @@ class GFICallback(L.Callback):
         self.every_n_steps = every_n_steps
         self.max_overhead = max_overhead
         self._schedule = Schedule.of(schedule, every_n_epochs, every_n_steps)
+        self.prog_bar = tuple(prog_bar)
         self.name = name
         self.on_error = on_error
+        self._wishes = Wishes(per_class, per_sample, keep_weights, dict(alarm or {}))
         self._settings = Settings(
             num_samples=num_samples,
             samples=samples,
@@ -169,6 +194,7 @@ class GFICallback(L.Callback):
             class_names=class_names,
             normalization=arguments.normalization(mean, std),
             batch=batch,
+            regions=regions,
             explainer={
                 "inversion_layer": inversion_layer,
                 "layers": layers,
@@ -195,12 +221,13 @@ class GFICallback(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose and read the samples, and show the untrained model. Misuse ends the fit here."""
-        with self._guarded(raise_misuse=True):
+        with self._faults.guarded(raise_misuse=True):
             with self._budget.spending():
                 session = self._open_session(trainer)
             if session is not None and self._last_step is None:
                 updates = internals.batches_that_stepped(trainer)
-                self._run(trainer, pl_module, updates)
+                scalars = self._run(trainer, pl_module, updates, trainer.current_epoch)
+                internals.set_metrics(trainer, scalars, self._in_progress_bar())
                 self._updates_at_last_run = updates
 
     @override
@@ -210,28 +237,32 @@ class GFICallback(L.Callback):
         """Explain if the schedule counts steps and it is time."""
         if self._schedule.at_step is None:  # nothing is to be asked of Lightning after every batch
             return
-        with self._guarded():
+        with self._faults.guarded():
             step = internals.batches_that_stepped(trainer)
             if internals.optimizer_stepped(trainer) and self._schedule.is_after_step(step + 1, trainer.current_epoch):
-                self._run_within_budget(trainer, pl_module, step)
+                scalars = self._run_within_budget(trainer, pl_module, step)
+                self._log_in_module(pl_module, scalars, on_step=True)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain if the schedule counts epochs and it is time."""
         if self._schedule.is_after_epoch(trainer.current_epoch):
-            with self._guarded():
-                self._run_within_budget(trainer, pl_module, _step_of_epoch_metrics(trainer))
+            with self._faults.guarded():
+                scalars = self._run_within_budget(trainer, pl_module, _step_of_epoch_metrics(trainer))
+                self._log_in_module(pl_module, scalars, on_step=False)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain the final weights, unless they have just been, and say what was spent."""
-        with self._guarded():
+        with self._faults.guarded():
             if self._updates_at_last_run != internals.batches_that_stepped(trainer):
                 # After a single step its place is taken by the untrained model, and the next one is free.
                 first_free = 0 if self._last_step is None else self._last_step + 1
-                self._run(trainer, pl_module, max(_step_of_epoch_metrics(trainer), first_free))
+                step = max(_step_of_epoch_metrics(trainer), first_free)
+                scalars = self._run(trainer, pl_module, step, max(trainer.current_epoch - 1, 0))
+                internals.set_metrics(trainer, scalars, self._in_progress_bar())
             if self._session is not None and internals.is_first_rank():
-                logger.info(f"GFICallback {self._budget}.")
+                self._finish(trainer)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -243,6 +274,37 @@ class GFICallback(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain under ``trainer.test``."""
         self._run_in_evaluation(trainer, pl_module)
+
+    def replay(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, moments: Iterable[tuple[int, int, dict[str, Any]]]
+    ) -> History | None:
+        """Explain a training that is over, as if it were under way.
+
+        To be called on every rank, within an evaluation of the Trainer that this is a callback of.
+
+        Args:
+            trainer: whose evaluation it is.
+            pl_module: in which, whenever the next moment is asked for, lie the weights of that moment.
+            moments: the step of the x axis, the epoch, and the checkpoint that the weights are from.
+
+        Returns:
+            The history, without ω and depths, on the first rank; None elsewhere, and where nothing was explained.
+
+        Raises:
+            UsageError: what was asked for cannot be explained.
+        """
+        self._forget()
+        for step, epoch, checkpoint in moments:
+            with self._faults.guarded(raise_misuse=True):
+                if self._session is None:
+                    before = checkpoint.get(_STATE, {}).get(self._prefix, {})
+                    self._restored = {name: before[name] for name in _OF_SAMPLES if name in before}
+                if self._open_session(trainer) is not None:
+                    self._run(trainer, pl_module, step, epoch)
+        if self._showing is None:
+            return None
+        self._finish(trainer)
+        return self._showing.history
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -260,8 +322,11 @@ class GFICallback(L.Callback):
         # Not by state_dict(), whose key must differ between the callbacks of a Trainer before it knows them.
         state = self._restored
         if self._session is not None:
-            progress = {"last_step": self._last_step, "updates_at_last_run": self._updates_at_last_run}
-            state = self._session.state() | progress
+            state = self._session.state() | {
+                "last_step": self._last_step,
+                "updates_at_last_run": self._updates_at_last_run,
+                "run_id": None if self._showing is None else self._showing.run_id,
+            }
         checkpoint.setdefault(_STATE, {})[self._prefix] = state
 
     @override
@@ -283,10 +348,10 @@ class GFICallback(L.Callback):
         self._updates_at_last_run = None
         self._log_dir = None
         self._draws = False
-        self._said = set()
-        self._unsaid = []
+        self._faults = Faults(self.on_error == "raise")
         self._restored = {}
         self._budget = Budget(self.max_overhead)
+        self._showing = None
 
     def _name_layers(self, pl_module: L.LightningModule) -> None:
         """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""
@@ -310,11 +375,13 @@ class GFICallback(L.Callback):
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
             loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
-            self._session = Session(self._settings, loader, self._restored, self._warn_once, ranks)
+            self._session = Session(self._settings, loader, self._restored, self._faults.warn, ranks)
+        if callable(self._settings.regions):  # whose names are known only now
+            check_alarm_names(self._wishes.alarm, self._session.regions)
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
         if not self._draws and self._log_dir is not None:
-            self._warn_once(
+            self._faults.warn(
                 "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
                 f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
             )
@@ -324,49 +391,50 @@ class GFICallback(L.Callback):
         """Those who explain; None where nobody can, or where nobody would see it."""
         ranks = internals.ranks(trainer)
         if ranks is None:
-            self._warn_once(
+            self._faults.warn(
                 f"GFICallback does not explain under {type(trainer.strategy).__name__}, which is not supported yet. "
                 "Training goes on without it."
             )
         elif not any(ranks.everyones(bool(trainer.loggers))):  # logger=False or barebones
-            if "no logger" not in self._said:
-                self._said.add("no logger")
-                logger.info("GFICallback explains nothing: the Trainer has no logger to show it.")
+            self._faults.inform("GFICallback explains nothing: the Trainer has no logger to show it.")
             return None
         return ranks
 
-    def _run_within_budget(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def _run_within_budget(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> Scalars:
         """Explain and show, unless it would take more time than it may."""
         if self.max_overhead is not None and step != self._last_step:
             session = self._open_session(trainer)
             # By the first rank's clock, as either all explain or none.
             if session is not None and not session.ranks.from_first(self._budget.allows_another):
                 self._budget.skip(step)
-                return
-        self._run(trainer, pl_module, step)
+                return {}
+        return self._run(trainer, pl_module, step, trainer.current_epoch)
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        """Explain and show, unless this step has been."""
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int, epoch: int | None) -> Scalars:
+        """Explain and show, unless this step has been; the curves by their tags, on every rank.
+
+        In an epoch of a training, or, None, outside of one.
+        """
         if internals.is_uninitialized(pl_module):  # its first forward pass draws its weights: not ours to make
-            return
+            return {}
         session = self._open_session(trainer)
         if session is None or step == self._last_step:
-            return
+            return {}
         ranks = session.ranks
         with self._budget.run(step), preserved_rng(_SEED):
-            seen = session.explain(trainer, pl_module)
+            seen = session.explain(trainer, pl_module, measure_floor=epoch is not None)
             # Together, because with on_error="raise" a failure ends the run on every rank.
             pictures = ranks.agree(lambda: self._draw(session, seen, step))
-            gathered = ranks.gather((seen, pictures, self._unsaid))
-            self._unsaid = []
-            ranks.agree(lambda: None if gathered is None else self._show(trainer, session, gathered, step))
+            gathered = ranks.gather((seen, pictures, self._faults.take_unsaid()))
+            scalars = ranks.from_first(lambda: self._show(trainer, session, gathered or [], step, epoch))
         self._last_step = step
         self._updates_at_last_run = step + 1
+        return scalars
 
     def _draw(self, session: Session, seen: Seen, step: int) -> Pictures:
         """This rank's samples, encoded, by tag; empty where that failed."""
         pictures = {}
-        with self._guarded(), attempt("draw its pictures", _REST_IS_KEPT):
+        with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
             for number, sample in seen.samples.items() if self._draws else ():
                 pixels = draw_sample(sample, number, step, session.class_names)
                 pictures[f"{self._prefix}/sample_{number}"] = encoded(pixels)
@@ -376,62 +444,48 @@ class GFICallback(L.Callback):
         self,
         trainer: L.Trainer,
         session: Session,
-        gathered: list[tuple[Seen, Pictures, list[tuple[str, str | None]]]],
+        gathered: list[tuple[Seen, Pictures, Said]],
         step: int,
-    ) -> None:
-        """Log the curves, keep the maps, log the pictures: what fails keeps nothing else from being shown."""
-        record = session.record([seen for seen, _, _ in gathered], step)
-        pictures = {tag: picture for _, part, _ in gathered for tag, picture in part.items()}
+        epoch: int | None,
+    ) -> Scalars:
+        """Keep the maps, log the curves and the pictures; the curves by their tags."""
         for said_elsewhere in [said for _, _, part in gathered for said in part]:
-            self._warn_once(*said_elsewhere)
-        values = session.scalars(record)
-        if self.max_overhead is not None and trainer.state.fn == "fit":  # a clock makes no two runs alike
-            values["overhead"] = self._budget.overhead
-        scalars = {f"{self._prefix}/{name}": value for name, value in values.items()}
-        for one in trainer.loggers:
-            with self._guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
-                log_scalars(one, scalars, step)
-        if self._log_dir is not None:
-            folder = Path(self._log_dir, self._prefix)
-            advice = "Make room there, or make it writable. Pictures and curves are logged all the same."
-            with self._guarded(), attempt(f"write its maps to {folder}", advice):
-                save_run(folder, record, session.class_names)
-        if pictures:
-            with self._guarded(), attempt("draw its pictures", _REST_IS_KEPT):
-                pictures[f"{self._prefix}/overview"] = encoded(draw_overview(record, session.class_names))
-        for one in filter(shows_images, trainer.loggers):
-            with self._guarded(), attempt(f"log pictures to {type(one).__name__}", _REST_IS_KEPT):
-                log_pictures(one, pictures, step)
+            self._faults.warn(*said_elsewhere)
+        seen = [part for part, _, _ in gathered]
+        record = session.record(seen, step, epoch)
+        curves = session.curves(record, seen)
+        drawn = {tag: picture for _, part, _ in gathered for tag, picture in part.items()} if self._draws else None
+        # A clock makes no two runs alike.
+        overhead = self._budget.overhead if self.max_overhead is not None and trainer.state.fn == "fit" else None
+        is_untrained = trainer.state.fn == "fit" and self._last_step is None
+        if self._showing is None:
+            run_id = self._restored.get("run_id")
+            self._showing = Showing(
+                self._prefix, self._log_dir, session.class_names, self._wishes, self._faults, run_id
+            )
+        return self._showing.show(trainer.loggers, record, curves, drawn, overhead, is_untrained)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Draw what is drawn once, at the end, and say what there is, on the first rank."""
+        if self._showing is not None and self._last_step is not None and self._draws:
+            self._showing.finish(trainer.loggers, self._last_step)
+        logger.info(f"GFICallback {self._budget}.")
+
+    def _log_in_module(self, pl_module: L.LightningModule, scalars: Scalars, on_step: bool) -> None:
+        with attempt("log its curves in the module", "They are in the loggers all the same."):
+            for tag, value in scalars.items():
+                internals.log_in_module(pl_module, tag, value, tag in self._in_progress_bar(), on_step)
+
+    def _in_progress_bar(self) -> set[str]:
+        return {f"{self._prefix}/{name}" for name in self.prog_bar}
 
     def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        with self._guarded():
+        with self._faults.guarded():
             if self._open_session(trainer) is not None:
                 self._last_step = None  # asked for outside a fit, it runs at any step
-                self._run(trainer, pl_module, internals.batches_that_stepped(trainer))
-
-    @contextmanager
-    def _guarded(self, raise_misuse: bool = False) -> Iterator[None]:
-        """Our own faults become one warning each."""
-        try:
-            yield
-        except Exception as error:
-            fault = Fault.of(error)
-            if self.on_error == "raise" or (raise_misuse and fault.misuse):
-                if not fault.misuse:  # which says all itself
-                    _add_note(error, f"GFICallback could not {fault.activity}. {fault.remedy}".rstrip())
-                raise
-            self._warn_once(f"{fault}\nGFICallback(on_error='raise') shows where this comes from.", fault.cause)
-
-    def _warn_once(self, message: str, cause: str | None = None) -> None:
-        """Warn, once per cause: of the same fault with other numbers in its message nobody wants to hear again."""
-        cause = cause or message
-        if cause in self._said:
-            return
-        self._said.add(cause)
-        if internals.is_first_rank():
-            warnings.warn(message, stacklevel=2)
-        else:
-            self._unsaid.append((message, cause))  # the first rank will say it
+                step = internals.batches_that_stepped(trainer)
+                scalars = self._run(trainer, pl_module, step, None)
+                internals.set_metrics(trainer, scalars, self._in_progress_bar())
 
 
 def _loader(trainer: L.Trainer) -> Any:
@@ -451,14 +505,6 @@ def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:
             "(Those without one are '1', '2', and so on.)"
         )
     return ROOT if callback.name is None and name == "1" else f"{ROOT}/{name}"
-
-
-def _add_note(error: Exception, note: str) -> None:
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
-    else:  # where no traceback shows notes
-        error.__notes__ = [*getattr(error, "__notes__", ()), note]
-        logger.error(note)
 
 
 def _step_of_epoch_metrics(trainer: L.Trainer) -> int:

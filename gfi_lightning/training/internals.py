@@ -1,7 +1,8 @@
 """What we need of Lightning beyond its public interface, in one place. Checked with 2.4 to 2.6."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from torch import distributed
 from torch.nn.parameter import is_lazy
 
+from gfi_lightning.errors import UsageError
 from gfi_lightning.guard import preserved_state
 from gfi_lightning.logs import logger
 from gfi_lightning.training.ranks import Ranks
@@ -110,6 +112,41 @@ def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> A
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+def log_in_module(pl_module: L.LightningModule, tag: str, value: float, in_progress_bar: bool, on_step: bool) -> None:
+    """Let other callbacks and the progress bar have a value, in a hook that may log; loggers had it at the very step.
+
+    In a module that is compiled as a whole, its own calls of ``log`` would be compiled anew if it logged more.
+
+    Args:
+        pl_module: of the training.
+        tag: of the value.
+        value: the same on every rank.
+        in_progress_bar: whether it is shown there.
+        on_step: whether the hook is one of a batch; else it is one of an epoch.
+    """
+    if getattr(pl_module, "_compiler_ctx", None) is not None:
+        set_metrics(pl_module.trainer, {tag: value}, {tag} if in_progress_bar else set())
+        return
+    # Averaged over the ranks, although they are the same, because Lightning else wonders on every one of them.
+    sync_dist = pl_module.trainer.world_size > 1
+    pl_module.log(
+        tag,
+        value,
+        prog_bar=in_progress_bar,
+        logger=False,
+        on_step=on_step,
+        on_epoch=not on_step,
+        batch_size=1,
+        sync_dist=sync_dist,
+    )
+
+
+def set_metrics(trainer: L.Trainer, values: Mapping[str, float], in_progress_bar: Collection[str]) -> None:
+    """The same for all values, by their tags, in a hook that may not log."""
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in values.items()})
+    trainer.progress_bar_metrics.update({tag: value for tag, value in values.items() if tag in in_progress_bar})
+
+
 @contextmanager
 def not_logging(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
     """Let nothing be logged in a module's forward, so that our passes stay out of the run's metrics."""
@@ -140,3 +177,111 @@ def validating(trainer: L.Trainer) -> Iterator[None]:
         yield
     finally:
         trainer.state.stage = stage
+
+
+def moment(loops: dict[str, Any]) -> tuple[int, int]:
+    """Where a live callback would have shown the weights of a checkpoint.
+
+    Args:
+        loops: the checkpoint's, by name.
+
+    Returns:
+        The step, see :func:`batches_that_stepped`, and the epoch of the last batch after which an optimiser stepped.
+    """
+    fit = loops["fit_loop"]
+    counted = fit["epoch_loop.state_dict"]["_batches_that_stepped"]
+    epochs, batches = fit["epoch_progress"]["current"], fit["epoch_loop.batch_progress"]["current"]
+    optimizer = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    stepped = optimizer["step"]["total"]["completed"]
+    if fit["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]:  # by several, perhaps
+        stepped = fit["epoch_loop.batch_progress"]["total"]["processed"]
+    # Lightning counts a batch only after the validation that follows it, and hence after most checkpoints are written.
+    # And its count runs ahead in a training that is resumed from the middle of a batch: then the gradients tell,
+    # which are cleared in the first batch that they are accumulated over, and used in the last.
+    is_processed = batches["processed"] == batches["ready"] > 0 and epochs["processed"] < epochs["started"]
+    cleared, used = (optimizer[name]["current"]["completed"] for name in ("zero_grad", "step"))
+    is_uncounted = stepped > counted or (is_processed and cleared == used)
+    is_within_epoch = is_uncounted or max(epochs["started"], epochs["processed"]) > epochs["completed"]
+    epoch = epochs["completed"] - (not (is_within_epoch and batches["processed"]))
+    return max(counted - (not is_uncounted), 0), max(epoch, 0)
+
+
+def load_weights(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    path: Path,
+    checkpoint: dict[str, Any],
+    weights_only: bool | None,
+) -> None:
+    """Give a module a checkpoint's weights, as Lightning does when it resumes.
+
+    Args:
+        trainer: of the module.
+        pl_module: to be changed.
+        path: of the checkpoint.
+        checkpoint: as it was read.
+        weights_only: as it was read.
+    """
+    if _strategy_is(trainer, _SHARDED):  # which reads it again, and deals out the parts
+        options = {} if weights_only is None else {"weights_only": weights_only}  # which came with Lightning 2.6
+        trainer.strategy.load_checkpoint(path, **options)
+    pl_module.on_load_checkpoint(checkpoint)
+    trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
+
+
+def set_up_for_fit(trainer: L.Trainer) -> None:
+    """Let the data be set up as for a training, by whoever has it."""
+    source = trainer.lightning_module if trainer.datamodule is None else trainer.datamodule  # type: ignore[attr-defined]
+    source.setup("fit")
+
+
+@contextmanager
+def validating_by(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    work: Callable[[], Any],
+    callbacks_then: list[L.Callback],
+    loggers: list[Any],
+) -> Iterator[None]:
+    """Let ``trainer.validate`` do other work than validating, and return its result.
+
+    So starting the ranks, the devices, the precision and the data are Lightning's, and none of the user's steps and
+    hooks of a validation are run, nor anything of theirs logged.
+
+    Args:
+        trainer: that validates.
+        pl_module: that is to be validated, and may lack the step for it.
+        work: on every rank; it must be possible to pickle it, for strategies that spawn their processes.
+        callbacks_then: instead of those of the Trainer.
+        loggers: likewise.
+    """
+    before = callbacks(trainer), trainer.loggers
+    lacks_step = type(pl_module).validation_step.__module__ == f"{package_of(type(pl_module))}.core.module"
+    try:
+        trainer.callbacks, trainer.loggers = callbacks_then, loggers  # type: ignore[attr-defined]
+        trainer.validate_loop.run = work  # type: ignore[method-assign]
+        if lacks_step:  # without which Lightning refuses to begin
+            pl_module.validation_step = _nothing  # type: ignore[method-assign]
+        yield
+    finally:
+        trainer.callbacks, trainer.loggers = before  # type: ignore[attr-defined]
+        del trainer.validate_loop.run
+        if lacks_step:
+            del pl_module.validation_step
+
+
+def package_of(module: type) -> str:
+    """Which of Lightning's two packages a LightningModule's class is from; it has a Trainer, loggers and a CLI.
+
+    Raises:
+        UsageError: it is from neither.
+    """
+    for base in module.__mro__:
+        if base.__name__ == "LightningModule":
+            return base.__module__.removesuffix(".core.module")
+    raise UsageError(f"model= is a {module.__module__}.{module.__qualname__}: give a LightningModule.")
+
+
+def writes_checkpoints(callback: L.Callback) -> bool:
+    """Whether it is a ModelCheckpoint or the like, of either of Lightning's two packages."""
+    return any(base.__name__ == "Checkpoint" for base in type(callback).__mro__)

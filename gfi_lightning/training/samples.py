@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Integral
 from typing import Any, TypeGuard
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, attempt
 from gfi_lightning.inversion.scores import describe
+from gfi_lightning.training.regions import Parts, Regions, parts_of_items, parts_of_samples
 
 SplitBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
 
@@ -28,11 +29,13 @@ class Samples:
         batch: the collated batch, on the CPU.
         indices: their places in the data set; None where it has none (iterable, or a batch was given).
         dataset_size: items in the data set; None where it has no length.
+        parts: what is known to lie where, of each sample.
     """
 
     batch: Any
     indices: list[int] | None = None
     dataset_size: int | None = None
+    parts: Parts = field(default_factory=dict)
 
 
 def choose_indices(dataset: Any, count: int) -> list[int]:
@@ -89,22 +92,30 @@ def _as_classes(labels: Any, size: int) -> list[int] | None:
     return None if classes is None else classes.tolist()
 
 
-def read_samples(loader: Any, count: int, indices: Sequence[int] | None = None) -> Samples:
+def read_samples(
+    loader: Any, count: int, indices: Sequence[int] | None = None, regions: Regions | None = None
+) -> Samples:
     """Read the samples from a loader's data set, past its sampler, shuffling and sharding.
 
     Args:
         loader: a DataLoader, or any iterable of batches.
         count: how many, where indices are not given.
         indices: of the items; None: :func:`choose_indices`.
+        regions: what is known to lie where, by name, or a function from an item to that.
 
     Raises:
         UsageError: the indices do not exist, or there is nothing to read.
     """
     dataset = getattr(loader, "dataset", None)
     if dataset is None or getattr(loader, "batch_sampler", None) is None:
-        return _first_rows(loader, count)  # no items to be had, only ready batches
+        if callable(regions):
+            raise UsageError(
+                "regions= as a function takes an item of the validation set, and this one has only ready batches: give "
+                "a mapping from names to the boxes or masks of its first images."
+            )
+        return Samples(_first_rows(loader, count), parts=dict(regions or {}))
     if isinstance(dataset, IterableDataset):
-        return Samples(loader.collate_fn(list(islice(_independent_iterator(dataset), count))))
+        return _collated(loader, list(islice(_independent_iterator(dataset), count)), None, None, regions)
     chosen = choose_indices(dataset, count) if indices is None else [int(index) for index in indices]
     if len(dataset) == 0:
         raise UsageError("The validation set is empty: nothing to explain. Give samples=(images, labels).")
@@ -113,15 +124,27 @@ def read_samples(loader: Any, count: int, indices: Sequence[int] | None = None) 
             f"samples={chosen} cannot be read from a data set of {len(dataset)} items: "
             f"give indices from 0 to {len(dataset) - 1}."
         )
-    return Samples(loader.collate_fn([dataset[index] for index in chosen]), chosen, len(dataset))
+    return _collated(loader, [dataset[index] for index in chosen], chosen, len(dataset), regions)
 
 
-def _first_rows(loader: Iterable[Any], count: int) -> Samples:
+def _collated(
+    loader: Any, items: list[Any], indices: list[int] | None, size: int | None, regions: Regions | None
+) -> Samples:
+    # Before the items are collated, which may take them apart.
+    if callable(regions):
+        with attempt("ask regions= about its samples", "It is given an item of the validation set, as the loader is."):
+            parts = parts_of_items(regions, items)
+    else:
+        parts = parts_of_samples(regions or {}, indices, size)
+    return Samples(loader.collate_fn(items), indices, size, parts)
+
+
+def _first_rows(loader: Iterable[Any], count: int) -> Any:
     batch = next(_independent_iterator(loader), None)
     if batch is None:
         raise UsageError("The data loader is empty: nothing to explain. Give samples=(images, labels).")
     length = _length(batch)
-    return Samples(_select_rows(batch, torch.arange(min(count, length)), length))
+    return _select_rows(batch, torch.arange(min(count, length)), length)
 
 
 def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:

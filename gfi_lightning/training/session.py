@@ -2,31 +2,32 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gfi_lightning.errors import UsageError, attempt, raised_by_us, tell
+from gfi_lightning.errors import UsageError, attempt, tell
 from gfi_lightning.guard import preserved_parameters, preserved_state, undisturbed, unnoticed
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
-from gfi_lightning.inversion.layers import LayerLike, as_layers
+from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
 from gfi_lightning.logs import logger
 from gfi_lightning.metrics.drift import heatmap_drift
+from gfi_lightning.recording.curves import Curves, CurveTracker
 from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
 from gfi_lightning.training.ranks import Ranks
+from gfi_lightning.training.regions import as_masks, parts_of_samples
 from gfi_lightning.training.samples import (
     Samples,
-    SplitBatch,
     as_indices,
     as_names,
     attribute_of_dataset,
@@ -37,20 +38,15 @@ from gfi_lightning.training.samples import (
     read_samples,
     split_batch,
 )
+from gfi_lightning.training.share import Batch, Explanations, Settings, Share, Targets, Turn
 
-TargetChoice = Callable[[Tensor, Tensor | None], Tensor]
-Targets = str | int | list[int] | TargetChoice
-Explanations = list[tuple[list[int], Explanation]]  # each with the numbers of the samples that it is about
 T = TypeVar("T")
 
 _NO_ROOM = "Not even one image at a time fits beside the training: a smaller batch_size leaves room for it."
-_OF_LABELS = ("label", "contrast", "present")  # targets that are taken from class indices
 _MULTI_HOT = (
     ", but labels of several classes at once",
     "targets='present', and score='sigmoid' where an image may have several, to explain each class that is present",
 )
-# What a forward raises that expects something else than a tensor of images.
-_WRONG_CALL = (TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 class Warn(Protocol):
@@ -61,25 +57,18 @@ class Warn(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the user asked for; see :class:`~gfi_lightning.GFICallback`."""
-
-    num_samples: int
-    samples: Any
-    targets: Targets
-    layer: LayerLike | Sequence[LayerLike] | None
-    class_names: Sequence[str] | None
-    normalization: tuple[Sequence[float], Sequence[float]] | None
-    batch: SplitBatch | None
-    explainer: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Seen:
-    """One rank's samples by their numbers, and the base layer's resolution (h, w)."""
+    """What one rank saw.
+
+    Attributes:
+        grid: the base layer's resolution (h, w).
+        samples: by their numbers.
+        floors: by their numbers, how far each sample's map moves by rounding alone, where that was measured.
+    """
 
     grid: tuple[int, int]
     samples: dict[int, SampleRecord]
+    floors: dict[int, float]
 
 
 class Session:
@@ -112,7 +101,14 @@ class Session:
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
-        self._last_maps: Tensor | None = restored.get("last_maps") if same_samples else None
+        self._tracker = CurveTracker(restored if same_samples else {})
+        self._floor_is_known = self._tracker.floor is not None
+        self._masks: dict[str, Tensor] | None = None
+
+    @property
+    def regions(self) -> list[str]:
+        """The names of what is known to lie somewhere."""
+        return list(self._samples.parts)
 
     def state(self) -> dict[str, Any]:
         """What a resumed session needs: tensors and plain types, which load with ``weights_only``."""
@@ -121,11 +117,16 @@ class Session:
             "dataset_size": self._samples.dataset_size,
             "layer": _names_only(self._layer),
             "colors": self._colors,
-            "last_maps": self._last_maps,
+            **self._tracker.state(),
         }
 
-    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Seen:
+    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule, measure_floor: bool = False) -> Seen:
         """Explain the samples with the weights as they are; the module is left as it was found.
+
+        Args:
+            trainer: of the module.
+            pl_module: to be explained.
+            measure_floor: how far maps move by rounding alone is measured, too, unless it has been.
 
         Returns:
             What was seen on this rank.
@@ -137,7 +138,7 @@ class Session:
             self.ranks.agree(lambda: self._enter(stack, trainer, pl_module))
             batch = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(batch.images))
-            share = _Share(
+            share = Share(
                 explainer=GuidedFeatureInversion(
                     pl_module, self._layer, **self._settings.explainer | {"chunk_size": self._chunk_size}
                 ),
@@ -150,17 +151,30 @@ class Session:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
                 self._layer = self._layer or share.explainer.layer
+            floors = self._floors(share, explanations[0][1], inversion.grid) if measure_floor else []
             explanations += self._explain_further(share, inversion)
-        return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations))
+        return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
 
-    def _explain_further(self, share: "_Share", inversion: Inversion) -> Explanations:
+    def _floors(self, share: "Share", explanation: Explanation, grid: tuple[int, int]) -> list[float]:
+        """How far each map moves by rounding alone; measured once."""
+        if self._floor_is_known:
+            return []
+        again = self.ranks.agree(lambda: self._within_memory(share, lambda: share.explain_nudged(explanation)))
+        self._floor_is_known = True
+        first, second = (
+            F.adaptive_avg_pool2d(one.heatmaps.cpu().reshape(len(one.foreground), -1, *one.heatmaps.shape[-2:]), grid)
+            for one in (explanation, again)
+        )
+        return heatmap_drift(first[:, 0], second[:, 0]).tolist()
+
+    def _explain_further(self, share: "Share", inversion: Inversion) -> Explanations:
         """Stage 2 for the targets that not every sample has, with as many passes on every rank."""
         turns = share.further_targets(inversion)
         count = max(self.ranks.everyones(len(turns)))
-        turns += [_Turn.of_nobody(share.batch.images)] * (count - len(turns))
+        turns += [Turn.of_nobody(share.batch.images)] * (count - len(turns))
         return [one for turn in turns for one in self._explain_turn(share, inversion, turn)]
 
-    def _explain_turn(self, share: "_Share", inversion: Inversion, turn: "_Turn") -> Explanations:
+    def _explain_turn(self, share: "Share", inversion: Inversion, turn: "Turn") -> Explanations:
         own = [bool(part.any()) for part in turn.chosen.split(inversion.chunk_sizes)]
         busy = _busy_anywhere(self.ranks.everyones(own), self.ranks.rank)
         return self.ranks.agree(lambda: self._within_memory(share, lambda: share.explain_turn(inversion, turn, busy)))
@@ -176,28 +190,35 @@ class Session:
         stack.enter_context(internals.validating(trainer))
         stack.enter_context(internals.not_logging(trainer, pl_module))
 
-    def _seen(self, share: "_Share", numbers: list[int], inversion: Inversion, explanations: Explanations) -> Seen:
+    def _seen(
+        self,
+        share: "Share",
+        numbers: list[int],
+        inversion: Inversion,
+        explanations: Explanations,
+        floors: list[float],
+    ) -> Seen:
         images, labels, present, _ = share.batch
         samples = sample_records(self._displayable(images), labels, present, inversion, explanations)
-        return Seen(inversion.grid, {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)})
+        kept = {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)}
+        return Seen(inversion.grid, kept, dict(zip(numbers, floors, strict=False)))
 
-    def record(self, seen: list[Seen], step: int) -> Record:
+    def record(self, seen: list[Seen], step: int, epoch: int | None) -> Record:
         """What was seen on all ranks together."""
         by_number = {number: sample for part in seen for number, sample in part.samples.items()}
-        record = Record(step, seen[0].grid, [by_number[number] for number in sorted(by_number)])
+        samples = [by_number[number] for number in sorted(by_number)]
+        record = Record(step, seen[0].grid, samples, epoch, self._masks or {})
         self._tell_of_not_finite(record)
         return record
 
-    def scalars(self, record: Record) -> dict[str, float]:
-        """The curves of a run: means over the samples. Drift is there from the second run on."""
-        scalars = record.scalars()
-        maps = record.maps()
-        if self._last_maps is not None and self._last_maps.shape == maps.shape:
-            scalars["drift"] = float(heatmap_drift(maps, self._last_maps).mean())
-        self._last_maps = maps
-        return scalars
+    def curves(self, record: Record, seen: list[Seen]) -> Curves:
+        """The curves of a run, on the first rank."""
+        floors = {number: floor for part in seen for number, floor in part.floors.items()}
+        if floors:
+            self._tracker.floor = torch.tensor([floors[number] for number in sorted(floors)])
+        return self._tracker.curves(record)
 
-    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> "_Batch":
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> "Batch":
         """All samples, on the model's device."""
         with attempt("bring the samples to the model", "They went through its transfer hooks, as for a validation."):
             # A copy, because the module's transfer hooks may work in place.
@@ -207,8 +228,10 @@ class Session:
         targets = self._understood_targets(labels, present, describe(batch))
         self._notice_changes(images)
         self._check_normalization(images)
+        if self._masks is None:
+            self._masks = as_masks(self._samples.parts, len(images), image_size(images))
         labels, present = (None if one is None else one.to(images.device) for one in (labels, present))
-        return _Batch(images, labels, present, targets)
+        return Batch(images, labels, present, targets)
 
     def _understood_targets(self, labels: Tensor | None, present: Tensor | None, batch: str) -> Targets:
         """What is explained, from what was asked for and the kind of labels that there are."""
@@ -236,7 +259,7 @@ class Session:
             )
         return targets
 
-    def _within_memory(self, share: "_Share", work: Callable[[], T]) -> T:
+    def _within_memory(self, share: "Share", work: Callable[[], T]) -> T:
         """Do it, if need be again with fewer images at once; the next run starts with as few."""
         before = share.chunk_size
         while True:
@@ -287,7 +310,8 @@ class Session:
                 "The images at GFICallback's sample indices are not those of the checkpoint: the data set or its "
                 "transform has changed, and pictures from before show others."
             )
-            self._colors, self._last_maps = colors, None
+            self._colors, self._floor_is_known = colors, False
+            self._tracker.forget_maps()
 
     def _displayable(self, images: Tensor) -> Tensor:
         if self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1]):
@@ -303,188 +327,6 @@ class Session:
         return stretched(images)
 
 
-class _Batch(NamedTuple):
-    """Samples, on the module's device.
-
-    Attributes:
-        images: (N, C, H, W).
-        labels: class indices (N,), or None.
-        present: which classes are, (N, classes), bool; or None.
-        targets: which of them are explained, as it is understood for this kind of labels.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    present: Tensor | None
-    targets: Targets
-
-    def rows(self, numbers: list[int]) -> "_Batch":
-        """Some of the samples."""
-        labels, present = (None if one is None else one[numbers] for one in (self.labels, self.present))
-        return _Batch(self.images[numbers], labels, present, self.targets)
-
-
-class _Turn(NamedTuple):
-    """One more target for some of the samples: chosen (N,), bool, and targets (N,), which count where chosen."""
-
-    chosen: Tensor
-    targets: Tensor
-
-    @classmethod
-    def of_nobody(cls, images: Tensor) -> "_Turn":
-        """For the sake of ranks that have one."""
-        zeros = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        return cls(zeros.bool(), zeros)
-
-
-@dataclass
-class _Share:
-    """One rank's samples in one run.
-
-    Attributes:
-        explainer: of the module.
-        context: of the precision in which forward passes are made.
-        settings: what the user asked for.
-        given: what the samples came in, in words.
-        batch: the n samples.
-    """
-
-    explainer: GuidedFeatureInversion
-    context: Callable[[], AbstractContextManager[Any]]
-    settings: Settings
-    given: str
-    batch: _Batch
-
-    @property
-    def chunk_size(self) -> int:
-        """Images that are optimised at once."""
-        return min(self.explainer.chunk_size_for(self.batch.images), len(self.batch.images))
-
-    def explain_targets(self) -> tuple[Inversion, Explanations]:
-        """Stage 1, and stage 2 for the targets that every sample has."""
-        with self._explaining():
-            inversion = self._invert()
-            self._check_classes(inversion)
-            targets, against = self._first_targets(inversion)
-            explanation = self.explainer.refine(inversion, targets, against)
-            return inversion, [(list(range(len(self.batch.images))), explanation)]
-
-    def further_targets(self, inversion: Inversion) -> list[_Turn]:
-        """The targets that not every sample has: the prediction, where it is not the label; or more present classes."""
-        if self.batch.targets == "present":
-            present = self._present(inversion)
-            most = max(map(len, present))
-            return [self._turn([classes[number : number + 1] for classes in present]) for number in range(1, most)]
-        if self.batch.targets != "label" or self.batch.labels is None or inversion.predicted is None:
-            return []
-        return [_Turn(inversion.predicted != self.batch.labels, inversion.predicted)]
-
-    def _turn(self, classes: list[list[int]]) -> _Turn:
-        """From the class of each sample that has one."""
-        device = self.batch.images.device
-        chosen = torch.tensor([len(one) > 0 for one in classes], device=device)
-        return _Turn(chosen, torch.tensor([one[0] if one else 0 for one in classes], device=device))
-
-    def explain_turn(self, inversion: Inversion, turn: _Turn, busy: list[bool]) -> Explanations:
-        """Stage 2 for one more target.
-
-        On its own, so that the first targets' maps are always computed in the same chunks: in float32 maps of other
-        chunks differ by rounding, which drift would show.
-
-        Args:
-            inversion: of stage 1.
-            turn: the target, and who has it.
-            busy: the chunks that a pass is made for, where nobody has the target one that is thrown away.
-        """
-        chosen = turn.chosen.clone()
-        for part, is_busy in zip(chosen.split(inversion.chunk_sizes), busy, strict=True):
-            part[0] |= is_busy and not part.any()
-        if not chosen.any():
-            return []
-        with self._explaining():
-            explanation = self.explainer.refine(inversion.select(chosen), turn.targets[chosen])
-        if not turn.chosen.any():
-            return []
-        return [(turn.chosen.nonzero().flatten().tolist(), explanation.select(turn.chosen[chosen]))]
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        advice = "Give forward= (module, images) → output to call the model otherwise, or another layer=."
-        with attempt("explain the model", advice), self.context():
-            yield
-
-    def _first_targets(self, inversion: Inversion) -> tuple[Tensor | int, Tensor | None]:
-        """What is explained of every sample, and what that is contrasted with."""
-        _, labels, present, targets = self.batch
-        if targets == "contrast":
-            if inversion.predicted is None or (
-                callable(self.settings.explainer["score"]) and inversion.logits().shape[1] < 2
-            ):
-                raise UsageError(
-                    "targets='contrast' needs logits of at least two classes, which the model's output does not have: "
-                    "give class indices, or a callable, as targets=."
-                )
-            return contrasted(inversion, labels)
-        if targets == "present":
-            return self._turn(self._present(inversion)).targets, None
-        return choose_targets(targets, inversion, present if labels is None else labels), None
-
-    def _present(self, inversion: Inversion) -> list[list[int]]:
-        """Each sample's present classes; where there are none, its most probable one."""
-        if self.batch.labels is not None:
-            return [[label] for label in self.batch.labels.tolist()]
-        assert self.batch.present is not None
-        present = [row.nonzero().flatten().tolist() for row in self.batch.present]
-        if all(present):
-            return present
-        if inversion.predicted is None:
-            raise UsageError(
-                "No class is present in some samples, and the model's output has no logits to tell the most probable: "
-                "give samples= with one, or targets= by a callable."
-            )
-        return [row or [predicted] for row, predicted in zip(present, inversion.predicted.tolist(), strict=True)]
-
-    def _invert(self) -> Inversion:
-        try:
-            return self.explainer.invert(self.batch.images)
-        except _WRONG_CALL as error:
-            own = [self.settings.explainer[name] for name in ("forward", "background", "score")]
-            if any(map(callable, own)) or raised_by_us(error):  # the user's own code, or ours, may be what failed
-                raise
-            raise UsageError(
-                f"forward() was called with {describe(self.batch.images)}, the images in a validation batch, which is "
-                f"{self.given}, and failed with {type(error).__name__}: {error}. "
-                "Give forward= (module, images → logits), or batch= (batch → images, labels)."
-            ) from error
-
-    def _check_classes(self, inversion: Inversion) -> None:
-        classes = 0 if inversion.predicted is None else inversion.logits().shape[1]
-        self._check_columns(max(classes, 2) if classes else 0)
-        if classes < 2:  # not known, or a single logit
-            return
-        names = as_names(self.settings.class_names)
-        if names is not None and len(names) < classes:
-            raise UsageError(
-                f"class_names has {len(names)} names, but the model has {classes} classes: give a name for each."
-            )
-        labels = self.batch.labels
-        if labels is not None and self.batch.targets in _OF_LABELS:
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= classes:
-                raise UsageError(
-                    f"The validation batch's labels reach from {low} to {high}, but the model has {classes} classes, "
-                    f"0 to {classes - 1}: give targets='predicted', or batch= (batch → images, labels) for others."
-                )
-
-    def _check_columns(self, classes: int) -> None:
-        present = self.batch.present
-        if classes and present is not None and present.shape[1] != classes and self.batch.targets == "present":
-            raise UsageError(
-                f"The validation batch's labels are for {present.shape[1]} classes each, but the model has {classes}: "
-                "give batch= (batch → images, labels) for others, or other targets=."
-            )
-
-
 def _names_only(layer: LayerLike | Sequence[LayerLike] | None) -> str | list[str] | None:
     """A layer's name, or several; None where it is not known by name."""
     names = [] if layer is None else [name for name in as_layers(layer) if isinstance(name, str)]
@@ -496,52 +338,9 @@ def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:
     return [any(other[chunk] for other in flags if chunk < len(other)) for chunk in range(len(flags[rank]))]
 
 
-def contrasted(inversion: Inversion, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Why the label rather than the prediction, or where they agree, why the prediction rather than the runner-up?
-
-    Args:
-        inversion: with predictions.
-        labels: shape (N,); None: the prediction everywhere.
-
-    Returns:
-        Targets and what each is contrasted with, both of shape (N,).
-    """
-    assert inversion.predicted is not None
-    targets = inversion.predicted if labels is None else labels
-    return targets, torch.where(targets == inversion.predicted, inversion.runner_up(), inversion.predicted)
-
-
-def choose_targets(targets: Targets, inversion: Inversion, labels: Tensor | None) -> Tensor | int:
-    """Class indices for :meth:`GuidedFeatureInversion.refine`: one for all, (N,) or (N, T).
-
-    Labels are class indices (N,), which classes are present (N, classes), or None.
-
-    Raises:
-        UsageError: the predicted class is asked for, and the model's output holds no logits.
-    """
-    if callable(targets):
-        chosen = targets(inversion.logits(), labels)
-        try:
-            return torch.as_tensor(chosen)
-        except (TypeError, ValueError, RuntimeError) as error:
-            count = len(inversion.foreground)
-            raise UsageError(
-                f"targets= returned {describe(chosen)}; expected are class indices ({count},) or ({count}, T)."
-            ) from error
-    if targets == "label" and labels is not None and labels.ndim == 1:
-        return labels
-    if isinstance(targets, Integral):
-        return int(targets)
-    if isinstance(targets, str):
-        if inversion.predicted is None:
-            raise UsageError(f"targets={targets!r} needs labels or logits, and neither was found: give class indices.")
-        return inversion.predicted
-    return torch.as_tensor(targets).expand(len(inversion.foreground), -1)
-
-
 def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn) -> Samples:
     if is_batch(settings.samples):
-        return Samples(settings.samples)
+        return Samples(settings.samples, parts=parts_of_samples(cast(Any, settings.regions) or {}, None, None))
     if loader is None:
         raise UsageError(
             "GFICallback found no validation data to explain: give the Trainer a validation loader, "
@@ -554,7 +353,7 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     readers = [getattr(loader, name, None) for name in ("dataset", "collate_fn")]
     # Not their tensors, which may be the whole of the data; reading does not change those.
     with preserved_state(readers, tensors=False), attempt("read its samples", advice):
-        samples = read_samples(loader, settings.num_samples, indices)
+        samples = read_samples(loader, settings.num_samples, indices, settings.regions)
     size = samples.dataset_size
     if indices is None and size is not None and size < settings.num_samples:
         warn(f"GFICallback(num_samples={settings.num_samples}) explains only {size}: the validation set has no more.")

@@ -136,15 +136,27 @@ def test_tags(tmp_path):
     trainer = make_trainer(tmp_path, quick_callback(num_samples=2), max_epochs=1)
     trainer.fit(ToyModule(), **loaders())
     tags = read_events(trainer).Tags()
-    ours = [tag for kind in ("images", "scalars", "tensors") for tag in tags[kind] if tag.startswith("gfi")]
-    assert sorted(ours) == [
-        "gfi/drift",
+    assert sorted(tags["images"]) == [
+        "gfi/animation",
+        "gfi/curves",
+        "gfi/film_0",
+        "gfi/film_1",
         "gfi/overview",
-        "gfi/preserved",
-        "gfi/removed",
         "gfi/sample_0",
         "gfi/sample_1",
     ]
+    assert sorted(tag for tag in tags["scalars"] if tag.startswith("gfi")) == [
+        "gfi/area",
+        "gfi/drift",
+        "gfi/drift_floor",
+        "gfi/drift_from_first",
+        "gfi/entropy",
+        "gfi/preserved",
+        "gfi/removed",
+        "gfi/top_fifth_iou",
+        "gfi/top_fifth_iou_from_first",
+    ]
+    assert tags["tensors"] == []
 
 
 def test_log_schedule(tmp_path):

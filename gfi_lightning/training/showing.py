@@ -1,0 +1,167 @@
+"""What becomes of what was seen, on the first rank: it is kept, and sent to the loggers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfi_lightning.errors import attempt
+from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
+from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
+from gfi_lightning.recording.figures import drift_figure
+from gfi_lightning.recording.film import Film
+from gfi_lightning.recording.history import History, HistoryWriter
+from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
+from gfi_lightning.recording.pictures import draw_overview
+from gfi_lightning.recording.record import Record
+from gfi_lightning.training.faults import Faults
+from gfi_lightning.training.regions import alarms
+from gfi_lightning.training.schedule import is_power_of_two
+
+REST_IS_KEPT = "Its maps and curves are kept all the same."
+_REST_IS_SHOWN = "Make room there, or make it writable. Pictures and curves are logged all the same."
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants to see; see :class:`~gfi_lightning.GFICallback`."""
+
+    per_class: bool
+    per_sample: bool
+    keep_weights: bool
+    alarm: Mapping[str, float]
+
+
+class Showing:
+    """Keeps the runs of one training and shows them; what fails keeps nothing else from being shown.
+
+    Args:
+        prefix: of all tags, and the folder below the log directory.
+        log_dir: of the training; None: nothing is written.
+        class_names: by class index; None: the index stands for it.
+        wishes: of the user.
+        faults: say what fails.
+        run_id: of the training that is resumed, or None.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        log_dir: str | None,
+        class_names: Sequence[str] | None,
+        wishes: Wishes,
+        faults: Faults,
+        run_id: str | None,
+    ) -> None:
+        self._prefix = prefix
+        self._folder = None if log_dir is None else Path(log_dir, prefix)
+        self._class_names = class_names
+        self._wishes = wishes
+        self._faults = faults
+        self._run_id = run_id
+        self._writer: HistoryWriter | None = None
+        self._film: Film | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the training, once there was a run."""
+        return self._run_id if self._writer is None else self._writer.run_id
+
+    @property
+    def history(self) -> History | None:
+        """The runs so far, without ω and depths."""
+        return None if self._film is None else self._film.history
+
+    def show(
+        self,
+        loggers: Sequence[Any],
+        record: Record,
+        curves: Curves,
+        drawn: Pictures | None,
+        overhead: float | None,
+        untrained: bool,
+    ) -> dict[str, float]:
+        """Keep a run, log its curves and pictures, and set off the alarm.
+
+        Args:
+            loggers: of the Trainer.
+            record: what was seen.
+            curves: of the samples.
+            drawn: the samples' pictures by their tags; None: no logger shows pictures.
+            overhead: the share of the time that was spent on explaining; None: it is not logged.
+            untrained: the model has learned nothing yet, right or wrong: there is no alarm.
+
+        Returns:
+            What was logged, by tag.
+        """
+        self._keep(record, curves)
+        scalars = {f"{self._prefix}/{name}": value for name, value in self._scalars(record, curves).items()}
+        if overhead is not None:
+            scalars[f"{self._prefix}/overhead"] = overhead
+        for one in loggers:
+            with self._faults.guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
+                log_scalars(one, scalars, record.step)
+        if drawn is not None:
+            self._send(loggers, drawn | self._pictures(record), record.step)
+        for name, message in () if untrained else alarms(self._wishes.alarm, curves, record.step, self._prefix):
+            self._faults.warn(message, f"alarm: {name}")
+        return scalars
+
+    def finish(self, loggers: Sequence[Any], step: int) -> None:
+        """What is drawn once, at the end: the whole animation, and all curves in a figure."""
+        if self._film is None:
+            return
+        pictures = self._animation()
+        with self._faults.guarded(), attempt("draw its curves", REST_IS_KEPT):
+            pictures[f"{self._prefix}/curves"] = encoded(drift_figure(self._film.history))
+        self._send(loggers, pictures, step)
+
+    def _scalars(self, record: Record, curves: Curves) -> dict[str, float]:
+        values = means(curves)
+        if self._wishes.per_class:
+            values |= means_by_class(curves, [sample.label for sample in record.samples], self._class_names)
+        if self._wishes.per_sample:
+            values |= means_by_sample(curves)
+        return values
+
+    def _keep(self, record: Record, curves: Curves) -> None:
+        """Add a run to the history, in memory and on disk."""
+        run = run_array(record, curves, self._wishes.keep_weights)
+        if self._film is None:
+            self._film = Film(self._earlier(sample_arrays(record, self._class_names)))
+        self._film.history.add(without_extras(run))
+        if self._writer is not None:
+            with self._faults.guarded(), attempt(f"write its maps to {self._folder}", _REST_IS_SHOWN):
+                self._writer.append(run)
+
+    def _earlier(self, samples: Mapping[str, Any]) -> History:
+        """What the training that is resumed has kept in its folder."""
+        if self._folder is not None:
+            self._writer = HistoryWriter(self._folder, samples, self._run_id)
+            with self._faults.guarded(), attempt(f"write its maps to {self._folder}", _REST_IS_SHOWN):
+                return self._writer.open()
+        return History("", samples)
+
+    def _pictures(self, record: Record) -> Pictures:
+        """An overview of all samples, and the films so far."""
+        pictures = {}
+        with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
+            pictures[f"{self._prefix}/overview"] = encoded(draw_overview(record, self._class_names))
+        if self._film is not None:
+            with self._faults.guarded(), attempt("draw its film strips", REST_IS_KEPT):
+                for number in range(len(record.samples)):
+                    pictures[f"{self._prefix}/film_{number}"] = encoded(self._film.strip(number))
+            if is_power_of_two(len(self._film.history)):  # not every time, as it takes longer with every run
+                pictures |= self._animation()
+        return pictures
+
+    def _animation(self) -> Pictures:
+        with self._faults.guarded(), attempt("draw its animation", REST_IS_KEPT):
+            if self._film is not None:
+                return {f"{self._prefix}/animation": self._film.animation()}
+        return {}
+
+    def _send(self, loggers: Sequence[Any], pictures: Pictures, step: int) -> None:
+        for one in filter(shows_images, loggers):
+            with self._faults.guarded(), attempt(f"log pictures to {type(one).__name__}", REST_IS_KEPT):
+                log_pictures(one, pictures, step)
