@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo shortcut test check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
+
+shortcut: $(INSTALLED)
+	$(VENV)/bin/python examples/shortcut.py
 
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
@@ -23,4 +26,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_logs lightning_logs
+	rm -rf $(VENV) demo_logs shortcut_logs lightning_logs

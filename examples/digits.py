@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional import accuracy
 
 from gfi_lightning import GFICallback, History
-from gfi_lightning.recording.film import at_size_of, film_strip
+from gfi_lightning.recording.film import film_strip
 
 SIDE = 64
 LARGE, SMALL = (26, 32), (14, 18)  # px, from and to
+LARGER, SMALLER = "larger digit", "smaller digit"  # the regions that are followed
 
 
 class ScatteredDigits(Dataset):
@@ -131,24 +132,13 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     return [weights, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-def energy_in_boxes(history: History, boxes: np.ndarray) -> np.ndarray:
-    """Mean share of a map's energy that lies in the sample's box, at each step."""
-    shares = []
-    for sample, (x0, y0, x1, y1) in enumerate(boxes):
-        image = torch.zeros(3, SIDE, SIDE)
-        maps = torch.stack([at_size_of(image, m) for m in torch.from_numpy(history.heatmaps(sample)[:, 0])])
-        shares.append(maps[:, y0:y1, x0:x1].sum((1, 2)) / maps.sum((1, 2)).clamp(min=1e-9))
-    return torch.stack(shares).mean(0).numpy()
-
-
-def draw_curve(history: History, boxes: np.ndarray, accuracies: list[tuple[int, float]], path: Path) -> None:
+def draw_curve(history: History, accuracies: list[tuple[int, float]], path: Path) -> None:
     """Energy in the right digit's box and in the other's, against their area, beside the accuracy."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     left = figure.subplots()
-    for column, (name, color) in enumerate((("the larger digit (the class)", "C0"), ("the smaller digit", "C1"))):
-        box = boxes[:, column]
-        area = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).mean() / SIDE**2
-        left.plot(history.steps, energy_in_boxes(history, box), color=color, marker=".", label=f"energy in {name}")
+    for region, name, color in ((LARGER, "the larger digit (the class)", "C0"), (SMALLER, "the smaller digit", "C1")):
+        energy, area = history.curve(f"energy/{region}").mean(1), history.regions[region].mean()
+        left.plot(history.steps, energy, color=color, marker=".", label=f"energy in {name}")
         left.axhline(area, color=color, linestyle=":", label=f"its share of the area ({area:.2f})")
     left.set(xlabel="training step", ylabel="share of the map's energy", ylim=(0, None))
     right = left.twinx()
@@ -177,21 +167,25 @@ def main() -> None:
     train = ScatteredDigits(options.train_size, 1, *train_digits)
     val = ScatteredDigits(500, 2, *val_digits)
 
-    samples = list(range(16))  # pictures whose boxes we know
     trainer = L.Trainer(
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.log_dir, name=None),
-        # The four ReLUs: what each depth still sees.
-        callbacks=[GFICallback(samples=samples, layers=["features.2", "features.5", "features.8", "features.12"])],
+        callbacks=[
+            GFICallback(
+                num_samples=16,
+                layers=["features.2", "features.5", "features.8", "features.12"],  # the ReLUs: what each still sees
+                regions={LARGER: val.boxes[:, 0], SMALLER: val.boxes[:, 1]},
+            )
+        ],
         enable_model_summary=False,
     )
     trainer.fit(SmallCNN(), DataLoader(train, batch_size=64, shuffle=True), DataLoader(val, batch_size=250))
 
     log_dir = Path(trainer.log_dir)
     history = History.load(log_dir)
-    Image.fromarray(film_strip(history, samples[:8])).save(log_dir / "film_strip.png")
-    draw_curve(history, val.boxes[samples], read_accuracy(str(log_dir)), log_dir / "energy.png")
-    energy = energy_in_boxes(history, val.boxes[samples, 0])
+    Image.fromarray(film_strip(history, range(8))).save(log_dir / "film_strip.png")
+    draw_curve(history, read_accuracy(str(log_dir)), log_dir / "energy.png")
+    energy = history.curve(f"energy/{LARGER}").mean(1)
     print(f"\nShare of the maps' energy in the right digit's box: {energy[0]:.2f} untrained, {energy[-1]:.2f} trained.")
     print(f"Film strip, a row per sample and a column per step: {log_dir / 'film_strip.png'}")
     print(f"The curve of that share: {log_dir / 'energy.png'}")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
-from torch.nn import functional as F
 
 from gfi_lightning.errors import check_count
 from gfi_lightning.recording.animation import animation
@@ -31,7 +29,7 @@ from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, f
 from gfi_lightning.recording.loggers import EncodedPicture
 from gfi_lightning.recording.pictures import Panel, Pixels, compose
 
-__all__ = ["Film", "animation", "at_size_of", "film_strip", "sample_strip", "spread"]
+__all__ = ["Film", "animation", "film_strip", "sample_strip", "spread"]
 
 _FRAME = 100  # px of a frame's longer side
 _FRAMES_IN_A_ROW = 4  # TensorBoard's cards are 350 px wide: of more nobody could read the letters
@@ -118,11 +116,6 @@ def film_strip(history: History, samples: Sequence[int] | None = None, columns: 
         titled = [Panel(frame, str(step)) for step, frame in zip(shown.steps, frames, strict=True)]
         rows.append([Panel(image, "" if label < 0 else class_name(shown, label)), *titled])
     return compose(rows, "heatmaps by training step")
-
-
-def at_size_of(image: Tensor, heatmap: Tensor) -> Tensor:
-    """A map (h, w) of the history, enlarged to the image (C, H, W) again: (H, W)."""
-    return F.interpolate(heatmap[None, None], size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The film shows what was seen, at the steps that it says, and no frame of a run that is no more."""
 
 import io
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image, ImageSequence
 from gfi_lightning import History, UsageError
 from gfi_lightning.recording import film as film_module
 from gfi_lightning.recording.arrays import run_array, sample_arrays
-from gfi_lightning.recording.film import Film, animation, at_size_of, film_strip, sample_strip, spread
+from gfi_lightning.recording.film import Film, animation, film_strip, sample_strip, spread
 from gfi_lightning.recording.frames import NOTHING
 from gfi_lightning.recording.loggers import encoded, log_pictures
 from gfi_lightning.recording.pictures import overlay
@@ -306,15 +305,6 @@ def test_what_cannot_be_shown_is_told():
     for draw in (lambda none: sample_strip(none, 0), film_strip, animation):
         with pytest.raises(UsageError, match="no runs yet"):
             draw(history([]))
-
-
-def test_a_map_at_the_size_of_its_image():
-    heatmap = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    enlarged = at_size_of(torch.zeros(3, 4, 8), heatmap)
-    assert enlarged.shape == (4, 8)
-    assert enlarged[:, 0].eq(0).all()
-    assert enlarged[:, -1].eq(1).all()
-    assert math.isclose(float(enlarged.mean()), 0.5)
 
 
 @pytest.mark.browser
