@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -46,11 +47,11 @@ class Counting(ToyModule):
             distributed.all_reduce(torch.zeros(1))
 
 
-def fit(folder, module, callback, data=None, ranks=2, **options):
+def fit(folder, module, callback, *others, data=None, ranks=2, **options):
     L.seed_everything(0, verbose=False)
     if ranks > 1:
         options = {"strategy": "ddp", "devices": ranks} | options
-    trainer = make_trainer(folder, callback, **{"max_epochs": 2, "num_sanity_val_steps": 0} | options)
+    trainer = make_trainer(folder, callback, *others, **{"max_epochs": 2, "num_sanity_val_steps": 0} | options)
     trainer.fit(module, **(data or loaders()))
     return trainer
 
@@ -115,6 +116,30 @@ def test_the_pictures_are_those_of_one_process(tmp_path, two_ranks, num_samples)
         np.testing.assert_allclose(two.heatmaps(sample)[0], one.heatmaps(sample)[0], atol=1e-3)
         shown, expected = (pixels(tmp_path / name / "version_0", f"gfi/sample_{sample}") for name in ("two", "one"))
         assert np.abs(shown - expected).max() <= 1
+
+
+def curves_and_epochs(folder, ranks=2):
+    """Fits until a curve says to stop, and returns the curves that other callbacks saw, and the epochs."""
+    stopping = EarlyStopping("gfi/removed", stopping_threshold=2.0, mode="min")  # which any probability is below
+    left = [(0, 0, 8, 16)] * 5
+    callback = quick_callback(num_samples=5, regions={"left": left}, per_sample=True)
+    trainer = fit(folder, ToyModule(), callback, stopping, ranks=ranks, max_epochs=5)
+    curves = {tag: float(value) for tag, value in trainer.callback_metrics.items() if tag.startswith("gfi/")}
+    return curves, trainer.current_epoch
+
+
+def test_every_rank_can_stop_by_the_curves_of_all_samples(tmp_path, two_ranks):
+    (first, epochs), (second, epochs_too) = two_ranks(curves_and_epochs, tmp_path / "two")
+    curves_and_epochs(tmp_path / "one", ranks=1)
+    two, one = (History.load(tmp_path / name / "version_0") for name in ("two", "one"))
+    assert epochs == epochs_too == 1
+    assert first == second
+    assert {f"gfi/removed/sample_{number}" for number in range(5)} < first.keys()
+    for name in two.curves:
+        np.testing.assert_allclose(two.curve(name)[0], one.curve(name)[0], atol=1e-3)
+        mean = two.curve(name)[-1].mean()
+        np.testing.assert_allclose(first[f"gfi/{name}"], mean, rtol=1e-5, err_msg=name)
+    assert (two.curve("drift_floor") > 0).any()
 
 
 class PartlyUsed(ToyModule):
@@ -260,7 +285,7 @@ def fit_with_fault(folder, place, rank, on_error):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            fit(folder, module, callback, {"train_dataloaders": None}, max_epochs=3, check_val_every_n_epoch=3)
+            fit(folder, module, callback, data={"train_dataloaders": None}, max_epochs=3, check_val_every_n_epoch=3)
         except (Exception, SystemExit) as raised:
             error = raised
     if place == "drawing" and rank == RANK:
