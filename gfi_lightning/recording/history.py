@@ -36,18 +36,19 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from gfi_lightning.errors import UsageError
-from gfi_lightning.metrics.drift import settled_at
+from gfi_lightning.metrics.drift import SETTLED, settled_at
 from gfi_lightning.recording.arrays import Array
 
 _FOLDER = "gfi"
 _CHECKSUM = 4  # bytes
+_OF_SAMPLES = ("images", "labels", "class_names", "region_names", "regions")
 _PREAMBLE = 12  # bytes of a .npy file of version 3.0 before its header, the last four telling the header's length
 
 
@@ -96,8 +97,12 @@ class History:
         for one in wanted:
             samples = _read(folder / f"samples_{one}.npz", _load_samples)
             if samples is not None:
-                runs = [_read(path, load_run) for path in _runs_of(folder, one)]
-                return cls(one, samples, [run for run in runs if run is not None])
+                return cls(one, samples, _read_runs(folder, one))
+        if wanted:
+            raise FileNotFoundError(
+                f"{folder} holds runs, but the file samples_{wanted[0]}.npz, without which they say nothing, is "
+                "damaged or gone: copy it from a backup."
+            )
         if run_id is not None:
             raise FileNotFoundError(f"{folder} holds no run_id={run_id!r}, but {', '.join(found) or 'none'}.")
         raise FileNotFoundError(f"{folder} holds no runs: give the log directory of a run with GFICallback.")
@@ -168,7 +173,7 @@ class History:
         missing = np.full(len(self.labels), np.nan, dtype=np.float32)
         return np.stack([run["curves"][name] if _has(run["curves"], name) else missing for run in self._runs])
 
-    def settled(self, threshold: float = 0.1) -> list[int | None]:
+    def settled(self, threshold: float = SETTLED) -> list[int | None]:
         """For each sample the step at which its map settled, see :func:`~gfi_lightning.metrics.settled_at`.
 
         Drift at or below the noise floor is no movement, whatever the threshold.
@@ -235,6 +240,13 @@ class History:
         return np.stack(padded)
 
 
+class Earlier(NamedTuple):
+    """Where a training that is resumed has written before, and the last step that it is resumed from."""
+
+    folder: Path
+    last_step: int
+
+
 class HistoryWriter:
     """Appends the runs of one training to a history.
 
@@ -242,14 +254,22 @@ class HistoryWriter:
         folder: for the files; it is made if it is missing.
         samples: what is the same in all runs, see :func:`~gfi_lightning.recording.arrays.sample_arrays`.
         run_id: of the training that is resumed; None: a new one.
+        earlier: what that has written elsewhere is taken over; None: it has not.
 
     Attributes:
         run_id: of the training.
     """
 
-    def __init__(self, folder: str | Path, samples: Mapping[str, Array], run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        samples: Mapping[str, Array],
+        run_id: str | None = None,
+        earlier: "Earlier | None" = None,
+    ) -> None:
         self.folder = Path(folder)
         self.run_id = run_id or _new_id()
+        self._earlier = earlier
         self._samples = samples
         self._next: int | None = None  # the number of the next run; None: not known yet
 
@@ -261,6 +281,8 @@ class HistoryWriter:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"samples_{self.run_id}.npz"
+        if self._earlier is not None and not path.exists():
+            self._take_over(self._earlier)
         before = _read(path, _load_samples) if path.exists() else None
         if path.exists() and not (before is not None and _same_samples(before, self._samples)):
             self.run_id = _new_id()
@@ -268,21 +290,38 @@ class HistoryWriter:
         if before is None:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **self._samples)
-            _replace(self.folder / f"samples_{self.run_id}.npz", buffer.getvalue())
-        paths = _runs_of(self.folder, self.run_id)
-        runs = [_read(path, load_run) for path in paths]
-        self._next = 1 + max((int(path.stem.split("_")[2]) for path in paths), default=-1)
-        return History(self.run_id, self._samples, [run for run in runs if run is not None])
+            _write(self.folder / f"samples_{self.run_id}.npz", buffer.getvalue())
+        self._next = 1 + max((int(path.stem.split("_")[2]) for path in _runs_of(self.folder, self.run_id)), default=-1)
+        return History(self.run_id, self._samples, _read_runs(self.folder, self.run_id))
+
+    def _take_over(self, earlier: "Earlier") -> None:
+        path = earlier.folder / f"samples_{self.run_id}.npz"
+        samples = _read(path, _load_samples) if path.exists() else None
+        if samples is None or not _same_samples(samples, self._samples):
+            return
+        _write(self.folder / path.name, path.read_bytes())
+        for path in _runs_of(earlier.folder, self.run_id):
+            run = _read(path, load_run)
+            if run is not None and run["step"] <= earlier.last_step:
+                _write(self.folder / path.name, path.read_bytes())
 
     def append(self, run: Array) -> None:
         """Write a run, see :func:`~gfi_lightning.recording.arrays.run_array`.
+
+        Where somebody else goes on with the same training, in the same folder, this one goes on under another id.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
         if self._next is None:
             self.open()
-        _replace(self.folder / f"run_{self.run_id}_{self._next:06d}.npy", _with_checksum(run))
+        content = _with_checksum(run)
+        try:
+            _write(self.folder / f"run_{self.run_id}_{self._next:06d}.npy", content)
+        except FileExistsError:
+            self.run_id = _new_id()
+            self.open()
+            _write(self.folder / f"run_{self.run_id}_{self._next:06d}.npy", content)
         self._next = (self._next or 0) + 1
 
 
@@ -316,6 +355,11 @@ def _runs_of(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"run_{run_id}_*.npy"))
 
 
+def _read_runs(folder: Path, run_id: str) -> list[Array]:
+    runs = [_read(path, load_run) for path in _runs_of(folder, run_id)]
+    return [run for run in runs if run is not None]
+
+
 def _new_id() -> str:
     # Read by people, and told apart by the operating system's random numbers: those of the training are not ours.
     return time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex()
@@ -329,14 +373,14 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     """What is in a file; None, and a warning, if it is damaged."""
     try:
         return load(path)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(f"{path} is damaged and skipped: {error}", stacklevel=3)
         return None
 
 
 def _load_samples(path: Path) -> dict[str, Array]:
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {name: arrays[name] for name in _OF_SAMPLES}
 
 
 def load_run(path: Path) -> Array:
@@ -367,14 +411,29 @@ def _with_checksum(array: Array) -> bytes:
     return content + zlib.crc32(content).to_bytes(_CHECKSUM, "little")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole: nobody ever sees half of it, not even after a power cut."""
-    unfinished = path.with_suffix(".tmp")
+def _write(path: Path, content: bytes) -> None:
+    """Write a new file as a whole: nobody ever sees half of it, not even after a power cut.
+
+    Raises:
+        FileExistsError: somebody else has written it.
+    """
+    unfinished = path.with_name(f"{path.stem}_{os.urandom(4).hex()}.tmp")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        _rename(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _rename(unfinished: Path, path: Path) -> None:
+    try:
+        os.link(unfinished, path)  # which, other than a renaming, refuses to replace
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(f"{path} exists.") from None
+        os.replace(unfinished, path)

@@ -10,7 +10,7 @@ from gfi_lightning.recording.arrays import run_array, sample_arrays, without_ext
 from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
 from gfi_lightning.recording.figures import drift_figure
 from gfi_lightning.recording.film import Film
-from gfi_lightning.recording.history import History, HistoryWriter
+from gfi_lightning.recording.history import Earlier, History, HistoryWriter
 from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
 from gfi_lightning.recording.pictures import draw_overview
 from gfi_lightning.recording.record import Record
@@ -41,7 +41,7 @@ class Showing:
         class_names: by class index; None: the index stands for it.
         wishes: of the user.
         faults: say what fails.
-        run_id: of the training that is resumed, or None.
+        restored: :meth:`state` of the training that is resumed, and its "last_step"; or an empty mapping.
     """
 
     def __init__(
@@ -51,21 +51,22 @@ class Showing:
         class_names: Sequence[str] | None,
         wishes: Wishes,
         faults: Faults,
-        run_id: str | None,
+        restored: Mapping[str, Any],
     ) -> None:
         self._prefix = prefix
         self._folder = None if log_dir is None else Path(log_dir, prefix)
         self._class_names = class_names
         self._wishes = wishes
         self._faults = faults
-        self._run_id = run_id
+        self._restored = restored
+        self._alarmed: list[str] = list(restored.get("alarmed", ()))
         self._writer: HistoryWriter | None = None
         self._film: Film | None = None
 
-    @property
-    def run_id(self) -> str | None:
-        """Of the training, once there was a run."""
-        return self._run_id if self._writer is None else self._writer.run_id
+    def state(self) -> dict[str, Any]:
+        """What a resumed training needs: plain types, which load with ``weights_only``."""
+        written = {} if self._writer is None else {"run_id": self._writer.run_id, "folder": str(self._folder)}
+        return {"alarmed": self._alarmed, **written}
 
     @property
     def history(self) -> History | None:
@@ -103,8 +104,8 @@ class Showing:
                 log_scalars(one, scalars, record.step)
         if drawn is not None:
             self._send(loggers, drawn | self._pictures(record), record.step)
-        for name, message in () if untrained else alarms(self._wishes.alarm, curves, record.step, self._prefix):
-            self._faults.warn(message, f"alarm: {name}")
+        if not untrained:
+            self._watch(curves, record.step)
         return scalars
 
     def finish(self, loggers: Sequence[Any], step: int) -> None:
@@ -116,10 +117,23 @@ class Showing:
             pictures[f"{self._prefix}/curves"] = encoded(drift_figure(self._film.history))
         self._send(loggers, pictures, step)
 
+    def _watch(self, curves: Curves, step: int) -> None:
+        """Set off the alarm, once in a training."""
+        for name, message in alarms(self._wishes.alarm, curves, step, self._prefix):
+            if name not in self._alarmed:
+                self._alarmed.append(name)
+                self._faults.warn(message)
+
     def _scalars(self, record: Record, curves: Curves) -> dict[str, float]:
         values = means(curves)
         if self._wishes.per_class:
-            values |= means_by_class(curves, [sample.label for sample in record.samples], self._class_names)
+            labels = [sample.label for sample in record.samples]
+            if not any(label is not None for label in labels):
+                self._faults.warn(
+                    "GFICallback(per_class=True) needs a class index for each sample, and there is none: there are no "
+                    "curves of classes. Give batch= (batch → images, labels)."
+                )
+            values |= means_by_class(curves, labels, self._class_names)
         if self._wishes.per_sample:
             values |= means_by_sample(curves)
         return values
@@ -137,10 +151,15 @@ class Showing:
     def _earlier(self, samples: Mapping[str, Any]) -> History:
         """What the training that is resumed has kept in its folder."""
         if self._folder is not None:
-            self._writer = HistoryWriter(self._folder, samples, self._run_id)
+            self._writer = HistoryWriter(self._folder, samples, self._restored.get("run_id"), self._elsewhere())
             with self._faults.guarded(), attempt(f"write its maps to {self._folder}", _REST_IS_SHOWN):
                 return self._writer.open()
         return History("", samples)
+
+    def _elsewhere(self) -> Earlier | None:
+        """Where the training that is resumed has written: a new folder is the default of Lightning's loggers."""
+        folder, step = self._restored.get("folder"), self._restored.get("last_step")
+        return None if folder is None or step is None else Earlier(Path(folder), step)
 
     def _pictures(self, record: Record) -> Pictures:
         """An overview of all samples, and the films so far."""

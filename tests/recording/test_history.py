@@ -12,7 +12,7 @@ import torch
 from gfi_lightning import History, UsageError
 from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
 from gfi_lightning.recording.curves import CurveTracker
-from gfi_lightning.recording.history import HistoryWriter, load_run
+from gfi_lightning.recording.history import Earlier, HistoryWriter, load_run
 from gfi_lightning.recording.record import DepthRecord, Record, SampleRecord, TargetRecord
 
 GRID, SIZE = (4, 4), (16, 16)
@@ -327,6 +327,59 @@ def test_a_failed_write_leaves_all_as_it_was_and_no_litter(tmp_path, monkeypatch
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "gfi").iterdir()) == before
     writer.append(run)
     assert History.load(tmp_path).steps == [0, 1]
+
+
+def test_two_resumes_of_the_same_training_lose_nothing(tmp_path):
+    """Each writes what it sees; the one that comes second gets an id of its own."""
+    resumed = [HistoryWriter(tmp_path / "gfi", sample_arrays(record(0), None), "same") for _ in range(2)]
+    for writer in resumed:
+        writer.open()
+    tracker = CurveTracker({})
+    for step in range(4):
+        for writer in resumed:
+            writer.append(run_array(record(step), tracker.curves(record(step))))
+    one, other = resumed
+    assert one.run_id == "same" != other.run_id
+    assert [History.load(tmp_path, run_id=writer.run_id).steps for writer in resumed] == [[0, 1, 2, 3]] * 2
+
+
+def test_without_links_a_file_is_not_replaced_either(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_two_resumes_of_the_same_training_lose_nothing(tmp_path)
+    assert not list((tmp_path / "gfi").glob("*.tmp"))
+
+
+def test_a_resume_in_another_folder_takes_over_what_came_before_it(tmp_path):
+    first = write(tmp_path / "first", record(0), record(4), record(8))
+    earlier = Earlier(tmp_path / "first" / "gfi", last_step=4)
+    second = HistoryWriter(tmp_path / "second" / "gfi", sample_arrays(record(0), None), first.run_id, earlier)
+    assert second.open().steps == [0, 4], "but not what was never resumed"
+    second.append(run_array(record(6), CurveTracker({}).curves(record(6))))
+    assert History.load(tmp_path / "second").steps == [0, 4, 6]
+    assert History.load(tmp_path / "first").steps == [0, 4, 8]
+    other = HistoryWriter(tmp_path / "third" / "gfi", sample_arrays(record(0, seed=3), None), first.run_id, earlier)
+    assert other.open().steps == [], "of other samples"
+
+
+@pytest.mark.parametrize("content", ["nothing", "an array", "no regions"])
+def test_runs_without_samples_say_what_is_damaged(tmp_path, content):
+    writer = write(tmp_path, record(0))
+    path = tmp_path / "gfi" / f"samples_{writer.run_id}.npz"
+    if content == "nothing":
+        path.write_bytes(b"")
+    elif content == "an array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        np.savez(path, images=np.zeros((1, 2, 2, 3), dtype=np.uint8))
+    with (
+        pytest.warns(UserWarning, match=r"samples_\S+ is damaged and skipped"),
+        pytest.raises(FileNotFoundError, match=rf"holds runs, but the file {path.name}.* is damaged or gone"),
+    ):
+        History.load(tmp_path)
 
 
 def test_no_history(tmp_path):

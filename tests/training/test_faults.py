@@ -103,13 +103,13 @@ def in_drawing(fault, monkeypatch):
 
 
 def on_disk(fault, monkeypatch):
-    replace = history.os.replace
+    fsync = history.os.fsync
 
     def fail(*args):
         fault.strike()
-        return replace(*args)
+        return fsync(*args)
 
-    monkeypatch.setattr(history.os, "replace", fail)
+    monkeypatch.setattr(history.os, "fsync", fail)
     return {}
 
 
