@@ -108,9 +108,11 @@ def _runs_in(log_dir: Path) -> list[Path]:
     """The log directory itself if it has a history, or those below that have one."""
     if not log_dir.is_dir():
         raise UsageError(f"{log_dir} is {'a file, and no folder' if log_dir.exists() else 'not there'}.")
-    for depth in range(_DEPTH + 1):
-        if found := [path.parent for path in log_dir.glob("*/" * depth + "gfi") if _has_runs(path)]:
-            return sorted(found, key=_in_order)
+    if _has_runs(log_dir / "gfi"):
+        return [log_dir]
+    below = [path for depth in range(1, _DEPTH + 1) for path in log_dir.glob("*/" * depth + "gfi")]
+    if found := [path.parent for path in below if _has_runs(path)]:
+        return sorted(found, key=_in_order)
     raise UsageError(
         f"{log_dir} holds no maps, nor do the folders in it: give the log directory of a run with GFICallback, which "
         "has a folder named gfi."

@@ -50,6 +50,16 @@ def test_a_folder_of_runs_is_all_of_them_in_order(tmp_path, capsys):
     ]
 
 
+def test_runs_at_several_depths_of_a_folder(tmp_path, capsys):
+    for name in ("one", "two/version_0", "two/version_0/below", "three/deep/version_1"):
+        write(tmp_path / name, SMALL)
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    shown = {line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:-1]}
+    assert shown == {"one", "two/version_0", "two/version_0/below", "three/deep/version_1"}
+    assert main(["report", str(tmp_path / "two/version_0"), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.startswith("version_0: ")
+
+
 def test_the_same_run_twice_is_one(tmp_path, capsys):
     write(tmp_path / "version_0", SMALL)
     again = tmp_path / "version_0/../version_0"

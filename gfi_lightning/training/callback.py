@@ -229,6 +229,7 @@ class GFICallback(L.Callback):
                 scalars = self._run(trainer, pl_module, updates, trainer.current_epoch)
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
                 self._updates_at_last_run = updates
+            self._warn_of_stale_monitors(trainer)
 
     @override
     def on_train_batch_end(
@@ -322,11 +323,9 @@ class GFICallback(L.Callback):
         # Not by state_dict(), whose key must differ between the callbacks of a Trainer before it knows them.
         state = self._restored
         if self._session is not None:
-            state = self._session.state() | {
-                "last_step": self._last_step,
-                "updates_at_last_run": self._updates_at_last_run,
-                "run_id": None if self._showing is None else self._showing.run_id,
-            }
+            state = state | self._session.state()
+            state |= {"last_step": self._last_step, "updates_at_last_run": self._updates_at_last_run}
+            state |= {} if self._showing is None else self._showing.state()
         checkpoint.setdefault(_STATE, {})[self._prefix] = state
 
     @override
@@ -459,9 +458,8 @@ class GFICallback(L.Callback):
         overhead = self._budget.overhead if self.max_overhead is not None and trainer.state.fn == "fit" else None
         is_untrained = trainer.state.fn == "fit" and self._last_step is None
         if self._showing is None:
-            run_id = self._restored.get("run_id")
             self._showing = Showing(
-                self._prefix, self._log_dir, session.class_names, self._wishes, self._faults, run_id
+                self._prefix, self._log_dir, session.class_names, self._wishes, self._faults, self._restored
             )
         return self._showing.show(trainer.loggers, record, curves, drawn, overhead, is_untrained)
 
@@ -470,6 +468,19 @@ class GFICallback(L.Callback):
         if self._showing is not None and self._last_step is not None and self._draws:
             self._showing.finish(trainer.loggers, self._last_step)
         logger.info(f"GFICallback {self._budget}.")
+
+    def _warn_of_stale_monitors(self, trainer: L.Trainer) -> None:
+        """A run at the end of an epoch comes after its validations."""
+        if self._schedule.every_n_epochs is None:
+            return
+        for monitor in internals.monitored_after_validation(trainer):
+            if monitor.startswith(f"{self._prefix}/"):
+                self._faults.warn(
+                    f"ModelCheckpoint(monitor={monitor!r}) saves after a validation, before GFICallback explains at "
+                    "the end of the epoch, and would judge weights by the explanation of earlier ones. Give "
+                    "ModelCheckpoint(save_on_train_epoch_end=True), or GFICallback(every_n_steps=...), whose runs come "
+                    "before a validation."
+                )
 
     def _log_in_module(self, pl_module: L.LightningModule, scalars: Scalars, on_step: bool) -> None:
         with attempt("log its curves in the module", "They are in the loggers all the same."):

@@ -86,7 +86,7 @@ def moments(files: Sequence[Path], weights_only: bool | None) -> list[Moment]:
     for path in files:
         try:
             checkpoint = read(path, weights_only)
-            step, epoch = internals.moment(checkpoint["loops"])
+            step, epoch = _moment(checkpoint)
             found.append(Moment(step, int(checkpoint["global_step"]), epoch, path))
         except Unreadable as error:
             reason = str(error)
@@ -95,6 +95,13 @@ def moments(files: Sequence[Path], weights_only: bool | None) -> list[Moment]:
         where = f"{files[0].parent} holds" if len(files) > 1 else f"{files[0]} is"
         raise UsageError(f"{where} no checkpoint that can be read: {reason}")
     return sorted(found)
+
+
+def _moment(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    try:
+        return internals.moment(checkpoint["loops"])
+    except (KeyError, TypeError) as error:
+        raise Unreadable("it does not say, in its loops, of which step of the training it is.") from error
 
 
 def read(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -125,8 +132,6 @@ def read(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
     if missing:
         raise Unreadable(f"it was not written by a Lightning Trainer, as it has no {' and no '.join(missing)}.")
     checkpoint, _ = migrate_checkpoint(checkpoint)
-    if "loops" not in checkpoint:
-        raise Unreadable("it does not say of which step of the training it is, as it has no loops.")
     return checkpoint
 
 
@@ -150,8 +155,8 @@ def _why(path: Path, error: Exception) -> str:
         start = file.read(len(_ZIP))
     if not start:
         return "it is empty."
-    if start != _ZIP:
-        return f"it is no checkpoint, or a damaged one ({brief(error)})."
+    if start != _ZIP:  # what torch says of it would have people load anything
+        return "it is no checkpoint, or a damaged one."
     if isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error):
         return _why_refused(path)
     return f"it is damaged, or was not written to its end ({brief(error)})."

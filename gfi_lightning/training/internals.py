@@ -282,6 +282,18 @@ def package_of(module: type) -> str:
     raise UsageError(f"model= is a {module.__module__}.{module.__qualname__}: give a LightningModule.")
 
 
+def monitored_after_validation(trainer: L.Trainer) -> list[str]:
+    """The metrics by which a ModelCheckpoint judges weights after a validation, hence before the end of an epoch."""
+    return [
+        str(one.monitor)  # type: ignore[attr-defined]
+        for one in callbacks(trainer)
+        if getattr(one, "monitor", None) is not None
+        and getattr(one, "_every_n_epochs", 0) > 0  # else it saves by steps or by time
+        and hasattr(one, "_should_save_on_train_epoch_end")
+        and not one._should_save_on_train_epoch_end(trainer)
+    ]
+
+
 def writes_checkpoints(callback: L.Callback) -> bool:
     """Whether it is a ModelCheckpoint or the like, of either of Lightning's two packages."""
     return any(base.__name__ == "Checkpoint" for base in type(callback).__mro__)

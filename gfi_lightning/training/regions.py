@@ -1,10 +1,14 @@
 """Where in the samples something is known to lie: boxes and masks that the user gives by name."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import convert_bounding_box_format  # type: ignore[import-untyped]
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat  # type: ignore[import-untyped]
 
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
@@ -16,7 +20,7 @@ Parts = dict[str, list[Any]]  # by name, for each sample its boxes or its mask, 
 _LISTED = 16  # samples that a warning names
 _FORMS = (
     "expected is for each sample a box (4,) or boxes (B, 4) of x0, y0, x1, y1 in pixels of the image as the model sees "
-    "it, x1 and y1 exclusive, or a mask (H, W), bool; or None"
+    "it, x1 and y1 exclusive, or a mask (H, W) or masks (M, H, W), bool; or None"
 )
 
 
@@ -56,7 +60,7 @@ def check_alarm(alarm: Any, regions: Any) -> None:
     if regions is None:
         raise UsageError(f"alarm={dict(alarm)!r} needs regions=, which say where these lie.")
     for name, share in alarm.items():
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
             raise UsageError(f"alarm[{name!r}]={share!r} must be a share of the map's energy, above 0 and below 1.")
     if isinstance(regions, Mapping):
         check_alarm_names(alarm, regions)
@@ -155,12 +159,16 @@ def _listed(numbers: Sequence[int]) -> str:
 def _mask(part: Any, size: tuple[int, int], name: str) -> Tensor:
     if part is None:
         return torch.zeros(size, dtype=torch.bool)
+    if isinstance(part, BoundingBoxes):
+        part = convert_bounding_box_format(part, new_format=BoundingBoxFormat.XYXY)
     try:
-        tensor = torch.as_tensor(part).detach().cpu()
+        tensor = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} is {describe(part)}; {_FORMS}.") from error
     if tensor.numel() == 0:
         return torch.zeros(size, dtype=torch.bool)
+    if tensor.ndim == 3 and tensor.shape[1:] == size:  # several masks
+        return tensor.bool().any(0)
     if tensor.shape == size:
         return tensor.bool()
     if tensor.dtype == torch.bool:
@@ -170,6 +178,11 @@ def _mask(part: Any, size: tuple[int, int], name: str) -> Tensor:
         )
     if tensor.shape[-1] != 4 or tensor.ndim > 2:
         raise UsageError(f"{name} is {describe(tensor)}; {_FORMS}.")
+    if tensor.is_floating_point() and tensor.min() >= 0 and tensor.max() <= 1 and max(size) > 1:
+        raise UsageError(
+            f"{name} is {tensor.tolist()}, which looks like shares of the image's size: give pixels, here of an image "
+            f"of {_by(size)}. (A box of the very first pixel is [0, 0, 1, 1], in whole numbers.)"
+        )
     try:
         return regions_of_boxes([tensor.reshape(-1, 4)], size)[0]
     except UsageError as error:

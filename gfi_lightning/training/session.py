@@ -102,7 +102,7 @@ class Session:
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
         self._tracker = CurveTracker(restored if same_samples else {})
-        self._floor_is_known = self._tracker.floor is not None
+        self._floor_of: str | None = restored.get("floor_of") if same_samples else None  # the precision and device
         self._masks: dict[str, Tensor] | None = None
 
     @property
@@ -117,6 +117,7 @@ class Session:
             "dataset_size": self._samples.dataset_size,
             "layer": _names_only(self._layer),
             "colors": self._colors,
+            "floor_of": self._floor_of,
             **self._tracker.state(),
         }
 
@@ -126,7 +127,7 @@ class Session:
         Args:
             trainer: of the module.
             pl_module: to be explained.
-            measure_floor: how far maps move by rounding alone is measured, too, unless it has been.
+            measure_floor: how far maps move by rounding alone is measured, too, unless it has been in this precision.
 
         Returns:
             What was seen on this rank.
@@ -151,16 +152,16 @@ class Session:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
                 self._layer = self._layer or share.explainer.layer
-            floors = self._floors(share, explanations[0][1], inversion.grid) if measure_floor else []
+            floor_of = f"{trainer.precision} on {pl_module.device.type}"
+            floors = []
+            if measure_floor and floor_of != self._floor_of:
+                floors, self._floor_of = self._floors(share, explanations[0][1], inversion.grid), floor_of
             explanations += self._explain_further(share, inversion)
         return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
 
     def _floors(self, share: "Share", explanation: Explanation, grid: tuple[int, int]) -> list[float]:
-        """How far each map moves by rounding alone; measured once."""
-        if self._floor_is_known:
-            return []
+        """How far each map moves by rounding alone."""
         again = self.ranks.agree(lambda: self._within_memory(share, lambda: share.explain_nudged(explanation)))
-        self._floor_is_known = True
         first, second = (
             F.adaptive_avg_pool2d(one.heatmaps.cpu().reshape(len(one.foreground), -1, *one.heatmaps.shape[-2:]), grid)
             for one in (explanation, again)
@@ -230,6 +231,8 @@ class Session:
         self._check_normalization(images)
         if self._masks is None:
             self._masks = as_masks(self._samples.parts, len(images), image_size(images))
+            for name in [name for name, masks in self._masks.items() if not masks.any()]:
+                self._warn(f"GFICallback: the region {name!r} lies in none of the samples: it has no curves, no alarm.")
         labels, present = (None if one is None else one.to(images.device) for one in (labels, present))
         return Batch(images, labels, present, targets)
 
@@ -310,7 +313,7 @@ class Session:
                 "The images at GFICallback's sample indices are not those of the checkpoint: the data set or its "
                 "transform has changed, and pictures from before show others."
             )
-            self._colors, self._floor_is_known = colors, False
+            self._colors, self._floor_of = colors, None
             self._tracker.forget_maps()
 
     def _displayable(self, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The curves of a run: in every logger, for other callbacks, and the floor below which nothing moves."""
 
 import csv
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ CURVES = {
     "entropy",
     "area",
     "drift_floor",
+    "settled",
 }
 
 
@@ -79,6 +81,28 @@ def test_a_run_is_stopped_by_a_curve(tmp_path, options):
     assert trainer.current_epoch == options.get("check_val_every_n_epoch", 1)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "saving", "warned"),
+    [
+        ({}, {}, True),
+        ({"schedule": "log"}, {}, True),
+        ({}, {"save_on_train_epoch_end": True}, False),
+        ({}, {"every_n_train_steps": 2}, False),
+        ({"every_n_steps": 2}, {}, False),
+    ],
+)
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_who_would_judge_weights_by_earlier_ones_is_told(tmp_path, schedule, saving, warned):
+    checkpoint = ModelCheckpoint(tmp_path / "best", monitor="gfi/removed", **saving)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = {"val_check_interval": 0.5, "max_epochs": 1, "enable_checkpointing": True}
+        fit(tmp_path, checkpoint, quick_callback(**schedule), **options)
+    told = [str(one.message) for one in caught if "saves after a validation" in str(one.message)]
+    assert len(told) == warned
+    assert all("monitor='gfi/removed'" in message and "save_on_train_epoch_end=True" in message for message in told)
+
+
 def test_the_progress_bar_shows_what_is_asked_for(tmp_path):
     trainer, _ = fit(tmp_path, quick_callback(prog_bar=["removed", "drift"]))
     shown = {name for name in trainer.progress_bar_metrics if name.startswith("gfi/")}
@@ -111,6 +135,22 @@ def test_curves_of_classes_and_samples(tmp_path):
         found = [event.value for event in events.Scalars(f"gfi/removed/{tag}")]
         np.testing.assert_allclose(found, values, rtol=1e-6)
     assert "gfi/drift/kind 0" in events.Tags()["scalars"]
+
+
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_without_labels_there_are_no_classes(tmp_path):
+    samples = Pictures().images[:2], None
+    with pytest.warns(UserWarning, match=r"per_class=True\) needs a class index for each sample, and there is none"):
+        fit(tmp_path, quick_callback(samples=samples, targets="predicted", per_class=True), max_epochs=1)
+
+
+def test_names_on_several_lines_are_shown_on_one(tmp_path):
+    names = ["great\nblue heron", "ant\r\n", " bee", "cat", "dog"]
+    trainer, _ = fit(tmp_path, quick_callback(class_names=names, per_class=True), max_epochs=1)
+    assert History.load(trainer.log_dir).class_names == ["great blue heron", "ant", "bee", "cat", "dog"]
+    tags = read_events(trainer).Tags()
+    assert "gfi/removed/great blue heron" in tags["scalars"]
+    assert {"gfi/sample_0", "gfi/film_0", "gfi/animation"} <= set(tags["images"])
 
 
 def test_the_floor_is_that_of_the_same_weights_and_images_that_hardly_differ(tmp_path, monkeypatch):
@@ -165,6 +205,30 @@ def test_the_floor_is_measured_once_and_survives_a_resume(tmp_path):
     assert not np.isnan(history.curve("drift")[1:]).any(), "compared with the maps before the resume"
     assert len(History.run_ids(trainer.log_dir)) == 1
     assert passes == [12, 4], "two runs and the floor, and then a single run"
+
+
+def test_in_another_precision_the_floor_is_another(tmp_path):
+    floors = []
+    for epochs, precision in ((1, "32-true"), (2, "bf16-true")):
+        trainer = make_trainer(tmp_path, quick_callback(), max_epochs=epochs, precision=precision)
+        path = tmp_path / "before.ckpt" if epochs > 1 else None
+        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "before.ckpt")
+        floors.append(History.load(trainer.log_dir).curve("drift_floor")[-1].mean())
+    assert floors[1] > 10 * floors[0]
+
+
+def test_a_resume_goes_on_in_another_folder(tmp_path):
+    """As by default, where Lightning numbers the folders; and where the training goes on before the checkpoint."""
+    first, _ = fit(tmp_path, quick_callback(), ModelCheckpoint(tmp_path, save_last=True), enable_checkpointing=True)
+    second = make_trainer(tmp_path, quick_callback(), max_epochs=3)
+    second.fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert first.log_dir != second.log_dir
+    before, whole = History.load(first.log_dir), History.load(second.log_dir)
+    assert before.steps == [0, 3, 7]
+    assert whole.steps == [0, 3, 7, 11]
+    assert whole.run_id == before.run_id
+    np.testing.assert_array_equal(whole.heatmaps(0)[:3], before.heatmaps(0))
 
 
 def test_two_trainings_in_one_folder(tmp_path):

@@ -4,8 +4,11 @@ import json
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.tv_tensors import BoundingBoxes, Mask
 
 from gfi_lightning import GFICallback, History, UsageError
 from gfi_lightning.metrics import energy_in_region, pointing_hits
@@ -27,6 +30,9 @@ TOP[:8], LEFT[:, :4] = True, True
         [[[0, 0, 16, 4], [0, 4, 16, 8]], torch.tensor([[0.0, 0, 4, 16]]), []],
         [torch.tensor([[0, 0, 16, 8]]).numpy(), LEFT.numpy(), torch.empty(0, 4)],
         [[[0, 0, 16, 8]], LEFT.tolist(), None],
+        [BoundingBoxes([[0, 0, 16, 8]], format="XYWH", canvas_size=SIZE), Image.fromarray(LEFT.numpy()), None],
+        [BoundingBoxes([[8, 4, 16, 8]], format="CXCYWH", canvas_size=SIZE), LEFT[None], None],
+        [torch.stack([TOP & LEFT, TOP & ~LEFT]), Mask(LEFT[None].int()), None],
     ],
 )
 def test_forms(parts):
@@ -56,6 +62,10 @@ def test_a_function_of_the_item():
         ([[1, 2, 3], None], r"\['part'\]\[0\] is Tensor\(3,\).*expected is for each sample a box"),
         ([[4, 4, 2, 8], None], r"\['part'\]\[0\]: .*x0"),
         ([None, "here"], r"\['part'\]\[1\] is str"),
+        (
+            [[0.1, 0.1, 0.4, 0.4], None],
+            r"\['part'\]\[0\] is \[0.1, .* shares of the image's size: give pixels, .* 16 × 16",
+        ),
     ],
 )
 def test_what_is_no_region(parts, message):
@@ -149,6 +159,25 @@ def test_the_alarm_is_set_off_once_and_names_step_and_samples(tmp_path):
         r"samples 0, 1, 2\. The mean is 1\.00\. .* gfi/film_0 and the curve gfi/energy/frame\."
     )
     assert re.search(expected, told[0]), json.dumps(told)
+
+
+def test_the_alarm_is_not_set_off_again_by_a_resume(tmp_path):
+    told = []
+    for epochs in (1, 3):
+        callback = quick_callback(regions={"frame": [[0, 0, 16, 16]] * 3}, alarm={"frame": np.float32(0.5)})
+        trainer, path = make_trainer(tmp_path, callback, max_epochs=epochs), tmp_path / "before.ckpt"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(ToyModule(), **loaders(), ckpt_path=path if path.exists() else None, weights_only=True)
+        trainer.save_checkpoint(path)
+        told.append(sum("energy in the region" in str(one.message) for one in caught))
+    assert told == [1, 0]
+
+
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_a_region_that_is_nowhere_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="the region 'frame' lies in none of the samples: it has no curves, no alarm"):
+        fit(tmp_path, quick_callback(regions={"frame": [None] * 3}, alarm={"frame": 0.5}), max_epochs=1)
 
 
 def test_who_sets_off_the_alarm():

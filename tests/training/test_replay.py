@@ -224,20 +224,26 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def rewrite(path, **entries):
+    torch.save(torch.load(path) | entries, path)
+
+
 def refuse(path):
-    checkpoint = torch.load(path)
-    torch.save(checkpoint | {"hyper_parameters": {"options": argparse.Namespace(width=3)}}, path)
+    rewrite(path, hyper_parameters={"options": argparse.Namespace(width=3)})
 
 
 def exchange_weights(path):
-    torch.save(torch.load(path) | {"state_dict": Wider().state_dict()}, path)
+    rewrite(path, state_dict=Wider().state_dict())
 
 
 BAD = {
     "truncated": (truncate, "it is damaged, or was not written to its end"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:2000]), "it is damaged, or was not written to its end"),
     "empty": (lambda path: path.write_bytes(b""), "it is empty"),
-    "text": (lambda path: path.write_text("hello: world\n" * 9), "it is no checkpoint, or a damaged one"),
+    "text": (lambda path: path.write_text("hello: world\n" * 9), "it is no checkpoint, or a damaged one.$"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 9), "it is no checkpoint, or a damaged one.$"),
+    "no loops": (lambda path: rewrite(path, loops={}), "it does not say, in its loops, of which step"),
+    "loops of nothing": (lambda path: rewrite(path, loops=None), "it does not say, in its loops, of which step"),
     "foreign": (lambda path: torch.save({"state_dict": {}}, path), "it was not written by a Lightning Trainer"),
     "list": (lambda path: torch.save([1, 2], path), "it was not written by a Lightning Trainer"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "it is a folder.*consolidate_checkpoint"),

@@ -153,6 +153,7 @@ def test_tags(tmp_path):
         "gfi/entropy",
         "gfi/preserved",
         "gfi/removed",
+        "gfi/settled",
         "gfi/top_fifth_iou",
         "gfi/top_fifth_iou_from_first",
     ]
