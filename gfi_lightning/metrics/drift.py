@@ -13,6 +13,8 @@ from gfi_lightning.errors import UsageError
 from gfi_lightning.metrics.checks import checked_pair
 from gfi_lightning.metrics.means import ImageMeans
 
+SETTLED = 0.1  # less drift than this is little: by default a map has settled when its drift stays below
+
 
 def heatmap_drift(heatmaps: Tensor, previous: Tensor) -> Tensor:
     """1 − Spearman's rank correlation between each map and the one before.
@@ -33,7 +35,7 @@ def heatmap_drift(heatmaps: Tensor, previous: Tensor) -> Tensor:
         # One column per sample; a single sample must be a vector.
         correlation = spearman_corrcoef(now[comparable].T.squeeze(1), before[comparable].T.squeeze(1))
         drift[comparable] = (1 - correlation).to(drift)
-    return drift
+    return drift.where((now != before).any(1), 0)  # of which the correlation is 1 but for its rounding
 
 
 def _is_constant(rows: Tensor) -> Tensor:

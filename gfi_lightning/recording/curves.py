@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gfi_lightning.metrics.drift import heatmap_drift, top_fifth_iou
+from gfi_lightning.metrics.drift import SETTLED, heatmap_drift, top_fifth_iou
 from gfi_lightning.metrics.localization import energy_in_region, pointing_hits
 from gfi_lightning.metrics.sparsity import entropy, half_area
 from gfi_lightning.recording.record import Record
@@ -23,6 +23,8 @@ class CurveTracker:
     - from the second run on ``drift`` and ``top_fifth_iou``: since the run before, see
       :func:`~gfi_lightning.metrics.heatmap_drift` and :func:`~gfi_lightning.metrics.top_fifth_iou`; and
       ``drift_from_first`` and ``top_fifth_iou_from_first``: since the first run;
+    - ``settled``: 1 where ``drift`` is at most 0.1 or the noise floor, else 0. A map has settled at the step from which
+      on this stays 1, see :func:`~gfi_lightning.metrics.settled_at`;
     - ``drift_floor``: the drift that rounding alone makes, which is no movement;
     - ``energy/<region>`` and ``pointing/<region>``: the share of the map's energy in a region, and whether its maximum
       lies there (1 or 0), of samples that have the region.
@@ -50,7 +52,7 @@ class CurveTracker:
         """The curves at the next run."""
         heatmaps, maps = record.heatmaps(), record.maps()
         if self._last is not None and self._last.shape != maps.shape:
-            self.forget_maps()
+            self._first = self._last = None
         first = [sample.targets[0] for sample in record.samples]
         curves = {
             "preserved": torch.tensor([target.preserved for target in first]),
@@ -63,6 +65,8 @@ class CurveTracker:
             curves["drift_from_first"] = heatmap_drift(maps, self._first)
             curves["top_fifth_iou"] = top_fifth_iou(maps, self._last)
             curves["top_fifth_iou_from_first"] = top_fifth_iou(maps, self._first)
+            floor = torch.zeros(len(first)) if self.floor is None else self.floor
+            curves["settled"] = (curves["drift"] <= floor.clamp(min=SETTLED)).float()
         if self.floor is not None:
             curves["drift_floor"] = self.floor
         for name, regions in record.regions.items():
@@ -90,7 +94,9 @@ def means_by_class(curves: Curves, labels: Sequence[int | None], class_names: Se
     by_class: dict[str, float] = {}
     for label in sorted({label for label in labels if label is not None}):
         chosen = torch.tensor([other == label for other in labels])
-        name = class_names[label] if class_names and label < len(class_names) else f"class {label}"
+        name = class_names[label] if class_names and label < len(class_names) else ""
+        if not name or (class_names or ()).count(name) > 1:  # no other class may have the same tag
+            name = f"{name} (class {label})" if name else f"class {label}"
         of_class = means({curve: values[chosen] for curve, values in curves.items()})
         by_class |= {f"{curve}/{name}": value for curve, value in of_class.items()}
     return by_class

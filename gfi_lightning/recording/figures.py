@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from gfi_lightning.errors import UsageError
+from gfi_lightning.metrics.drift import SETTLED
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.pictures import Pixels
 
@@ -30,7 +31,7 @@ _LEGEND_COLUMNS, _LONGEST_LABEL = 2, 24
 
 _EVENLY = 12  # runs at most that have the same distance, as have the frames of a film strip
 _TICKS = 6
-_LITTLE = 0.1  # of drift: less counts as settled
+
 _DOTTED = 60  # runs at most that have a dot each
 
 
@@ -113,6 +114,7 @@ def _panels(history: History) -> list[_Panel]:
     return [
         panel("drift since the run before", {"drift": ""}, is_drift=True, with_marks=True),
         panel("drift since the first run", {"drift_from_first": ""}, is_drift=True),
+        panel(f"share of samples that have settled (drift below {SETTLED:g})", {"settled": ""}, by_sample=False),
         panel("overlap of the brightest fifth (IoU)", iou),
         panel("score of what is kept, and of what is removed", {"preserved": "kept", "removed": "removed"}),
         panel("area that reaches half of the maximum", {"area": ""}),
@@ -220,7 +222,7 @@ def _finish(axes: Axes, panel: _Panel) -> None:
     _add_legend(axes, panel)
     bottom, top = axes.get_ylim()
     lowest = min(np.nanmin(values) for values in panel.curves.values())
-    top = max(top, _LITTLE) if panel.is_drift else top
+    top = max(top, SETTLED) if panel.is_drift else top
     axes.set_ylim(-0.03 * top if lowest >= 0 else bottom, top)
 
 

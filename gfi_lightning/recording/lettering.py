@@ -18,8 +18,8 @@ def font(bold: bool = False, size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
 
 
 def fitted(text: str, width: int, bold: bool = False, size: int = FONT_SIZE) -> str:
-    """The text, its end shortened with an ellipsis to at most the given width in px."""
-    letters = font(bold, size)
+    """The text on one line, its end shortened with an ellipsis to at most the given width in px."""
+    text, letters = " ".join(text.split()), font(bold, size)
     if letters.getlength(text) <= width:
         return text
     shorter = (text[:length] + "…" for length in range(len(text) - 1, 0, -1))

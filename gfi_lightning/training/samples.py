@@ -203,10 +203,10 @@ def is_batch(samples: Any) -> bool:
 
 
 def as_names(names: Any) -> list[str] | None:
-    """Class names as a list; None where they are no sequence of names."""
+    """Class names as a list, each on one line; None where they are no sequence of names."""
     if isinstance(names, str) or not hasattr(names, "__len__") or not hasattr(names, "__iter__"):
         return None
-    return [str(name) for name in names]
+    return [" ".join(str(name).split()) for name in names]  # such as lines that were read from a file
 
 
 def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Any]:

@@ -93,11 +93,11 @@ class Page:
         script = "return [...document.querySelectorAll('#curves .cursor')].map((one) => Number(one.getAttribute('x1')))"
         return self.browser.execute_script(script)
 
-    def until(self, condition, seconds=10):
+    def until(self, condition, seconds=30):
         """What the condition returns as soon as it is truthy."""
         deadline = time.monotonic() + seconds
         while True:
-            with suppress(StaleElementReferenceException):  # made anew in that moment
+            with suppress(StaleElementReferenceException, ValueError):  # made anew in that moment, or not there yet
                 if result := condition():
                     return result
             assert time.monotonic() < deadline, f"still not so after {seconds} s"

@@ -25,10 +25,23 @@ def test_each_curve_is_what_it_says():
         "area": half_area(third.heatmaps()),
         "preserved": torch.tensor([0.75, 0.75]),
         "removed": torch.tensor([0.25, 0.25]),
+        "settled": torch.tensor([0.0, 0.0]),
     }
     assert curves.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(curves[name], values.float())
+
+
+def test_what_moves_less_than_the_floor_has_settled():
+    tracker = CurveTracker({})
+    first, second = record(0), record(1, seed=1)
+    tracker.curves(first)
+    drift = tracker.curves(second)["drift"]
+    tracker.curves(first)
+    tracker.floor = torch.tensor([float(drift[0]) + 0.01, 0.0])
+    assert tracker.curves(second)["settled"].tolist() == [1, 0]
+    assert tracker.curves(second)["settled"].tolist() == [1, 1], "nothing has moved"
+    assert tracker.curves(second)["drift"].tolist() == [0, 0]
 
 
 def test_a_resumed_training_compares_with_what_was_before():
@@ -70,6 +83,12 @@ def test_averages():
         "drift/ant": 0,
         "energy/sky/ant": 0.25,
         "drift/class 7": 0.75,
+    }
+    assert means_by_class(curves, [0, 1, 2], ["bee", "bee", ""]) == {
+        "drift/bee (class 0)": 0,
+        "energy/sky/bee (class 0)": 0.25,
+        "drift/bee (class 1)": 0.5,
+        "drift/class 2": 1,
     }
     expected = {"drift/sample_0": 0, "drift/sample_1": 0.5, "drift/sample_2": 1, "energy/sky/sample_0": 0.25}
     assert means_by_sample(curves) == expected

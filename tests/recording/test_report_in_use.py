@@ -86,12 +86,12 @@ def test_the_pixels_are_those_of_the_pictures_in_tensorboard(page, folder, sampl
 @pytest.mark.browser
 def test_dragging_the_slider_moves_all_maps_and_cursors(page):
     maps, images, cursors = page.sums(MAPS), page.sums("figure.original canvas"), page.cursors()
-    assert len(maps) == 6
+    assert len(maps) == 6, "samples"
     page.drag("#step", 0.99, 0.5)
     page.goes_to(8)
     page.until(lambda: all(now != before for now, before in zip(page.sums(MAPS), maps, strict=True)))
     assert page.sums("figure.original canvas") == images
-    assert len(cursors) == 6
+    assert len(cursors) == 7, "charts"
     assert len(set(page.cursors())) == 1
     # True to scale: step 8 is a twelfth of the way, although it is in the middle of the slider.
     start, end = 38, cursors[0]

@@ -29,7 +29,7 @@ def write_report(histories: Mapping[str, History], path: str | Path) -> int:
         The file's size in bytes.
 
     Raises:
-        UsageError: there is no run, one without a step, or one whose maps are not of one size.
+        UsageError: there is no run, or one without a step.
         OSError: the file cannot be written.
     """
     if not histories:

@@ -19,6 +19,12 @@ const CHARTS = [
       drift_from_first: ["since the first run", 4],
     },
   },
+  {
+    title: "Settled",
+    unit: "share of the samples",
+    fixed: true,
+    curves: { settled: ["drift below 0.1 or the noise floor", 3] },
+  },
   { title: "Energy in the regions", unit: "share of the map", fixed: true, prefix: "energy/" },
   { title: "Maximum in the regions", unit: "share of the samples", fixed: true, prefix: "pointing/" },
   {
