@@ -1,5 +1,6 @@
 """The curves of a training in one figure."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,9 @@ def drift_figure(history: History) -> Pixels:
             _draw_settled(axes, history)
         _finish(axes, panel)
         _mark_steps(axes, history.steps, with_numbers=panel is panels[-1])
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a region's name in letters that the font lacks
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

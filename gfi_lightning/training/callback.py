@@ -91,8 +91,9 @@ class GFICallback(L.Callback):
         chunk_size: images that are optimised at once.
         forward: how to get the output, (module, images) → output; None: ``module(images)``.
         regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
-            sample, or for each item of the validation set, a box (x0, y0, x1, y1), in pixels of the image as the model
-            sees it, x1 and y1 exclusive, several boxes, a mask (H, W), bool, or None; or a function from an item of the
+            item of the validation set, or, where there are not as many as that, for each sample, a box
+            (x0, y0, x1, y1), in pixels of the image as the model sees it, x1 and y1 exclusive, several boxes, a mask
+            (H, W), bool, several, or None; or a function from an item of the
             validation set to such a mapping. The curves ``gfi/energy/<name>`` (the share of the maps' energy that lies
             there) and ``gfi/pointing/<name>`` (how many maps have their maximum there) follow them.
         alarm: by the region's name, {"watermark": 0.3}: one warning, as soon as a sample's map has more than this share

@@ -50,7 +50,7 @@ def replay(
     place when it was written, the averaged ones of ``WeightAveraging`` for instance, it is those.
 
     A file that cannot be read, or does not fit the model, is skipped with a warning that says why. Of several at the
-    same step the first is explained.
+    same step the first is explained. Once more into the same folder it is another run there, and the newest counts.
 
     Args:
         checkpoints: the folder of a run's checkpoints, of which all ``*.ckpt`` count; or their files.

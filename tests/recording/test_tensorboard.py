@@ -1,7 +1,13 @@
 """What people see: a real run, a real TensorBoard, a real browser."""
 
+import numpy as np
 import pytest
+from google_crc32c import value as crc32c
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
+from gfi_lightning.recording.loggers import encoded, log_pictures
 from tests.browser import chromium, find_all, tensorboard, wait_for
 from tests.training.modules import ToyModule, loaders, make_trainer, quick_callback
 
@@ -46,3 +52,18 @@ def test_pictures_and_curves_in_tensorboard(tmp_path):
 
         tags = " ".join(wait_for(lambda: curves() if len(curves()) > len(CURVES) else None))
         assert all(f"gfi/{name}" in tags for name in CURVES)
+
+
+def test_the_checksums_are_tensorboards_own(tmp_path, monkeypatch):
+    def own(data):
+        return pywrap_tensorflow.crc_finalize(pywrap_tensorflow.crc_update(pywrap_tensorflow.CRC_INIT, data))
+
+    monkeypatch.setattr(pywrap_tensorflow, "crc32c", own)
+    for length in (0, 1, 8, 1001):
+        data = bytes(number * 7 % 256 for number in range(length))
+        assert crc32c(data) == own(data)
+    logger = TensorBoardLogger(tmp_path, name=None)
+    log_pictures(logger, {"gfi/one": encoded(np.zeros((4, 4, 3), dtype=np.uint8))}, 3)
+    assert pywrap_tensorflow.crc32c is own, "all others have their own again"
+    (event,) = EventAccumulator(logger.log_dir).Reload().Images("gfi/one")  # which checks them
+    assert (event.step, event.width) == (3, 4)
