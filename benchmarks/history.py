@@ -1,6 +1,6 @@
 """What a history of a thousand runs takes: bytes on disk, and time to open beside merely reading its files.
 
-    python benchmarks/history.py [--runs 1000] [--samples 8] [--json history.json]
+    python benchmarks/history.py [--runs 1000] [--samples 8] [--json FILE]
 
 Maps are random, which no file system compresses: those of a training take no more.
 """
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--json", type=Path, default=Path("history.json"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/history.json"))
     options = parser.parse_args()
     rows = [measure(options.runs, options.samples, targets, grid) for grid in (7, 14, 56) for targets in (1, 2)]
     print(f"{options.runs} runs of {options.samples} samples\n")
@@ -82,6 +82,7 @@ def main() -> None:
     for row in rows:
         layer, ratio, quick = f"{row['grid']} × {row['grid']}", row["open"] / row["read"], row["open"] < 1
         print(f"| {layer} | {row['targets']} | {row['megabytes']:.1f} | {ratio:.1f} | {'yes' if quick else 'no'} |")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
