@@ -31,7 +31,7 @@ from gfi_lightning.recording.pictures import Panel, compose
 
 PATCH, OPACITY = 12, 0.5  # px
 ALARM = 0.5  # of a map's energy
-SHOWN = 3  # samples in the film strips
+SHOWN = 3  # samples in the film strips: those with the most energy on the patch when the alarm is raised
 DECOY, CLEAN = "decoy", "clean"
 INK = {DECOY: "C3", CLEAN: "C0"}
 VALIDATION, NO_PATCH, RANDOM_PATCH = "validation", "test, no patch", "test, patch of any colour"
@@ -133,15 +133,22 @@ def accuracy_on(pictures: ScatteredDigits, model: SmallCNN) -> float:
 
 
 def draw_films(runs: list[Run]) -> Image.Image:
-    """The first samples' film strips, one run below the other: the same steps in the same columns."""
-    strips = [film_strip(run.history, range(SHOWN)) for run in runs]
+    """Some samples' film strips, one run below the other: the same steps in the same columns."""
+    samples = suspects(runs[0])
+    strips = [film_strip(run.history, samples) for run in runs]
     titles = {
         DECOY: "decoy: the patch's colour gives away the class",
         CLEAN: "clean: the same pictures, but the colour says nothing",
     }
     rows = [[Panel(Image.fromarray(strip), titles[run.name])] for run, strip in zip(runs, strips, strict=True)]
-    pixels = compose(rows, f"the first {SHOWN} samples of both runs", color_bar=False)
+    pixels = compose(rows, f"samples {', '.join(map(str, samples))} of both runs", color_bar=False)
     return Image.fromarray(pixels)
+
+
+def suspects(run: Run) -> list[int]:
+    """The samples with the most energy on the patch when the alarm is raised, or at the end."""
+    at = -1 if run.alarm is None else run.history.steps.index(run.alarm)
+    return np.argsort(-run.energy[at])[:SHOWN].tolist()
 
 
 def draw_energy(runs: list[Run]) -> Figure:

@@ -28,10 +28,19 @@ def sample_arrays(record: Record, class_names: Sequence[str] | None) -> dict[str
     return {
         "images": images,
         "labels": np.array(labels, dtype=np.int64),
+        "present": _present(record),
         "class_names": np.array([str(name) for name in class_names or ()], dtype=np.str_),
         "region_names": np.array(list(record.regions), dtype=np.str_),
         "regions": np.stack(regions) if regions else np.empty((0, *images.shape[:3]), dtype=np.bool_),
     }
+
+
+def _present(record: Record) -> Array:
+    if all(sample.present is None for sample in record.samples):
+        return np.empty((len(record.samples), 0), dtype=np.int64)
+    present = [sample.present or () for sample in record.samples]
+    most = max([1, *map(len, present)])
+    return np.array([[*classes, *[-1] * (most - len(classes))] for classes in present], dtype=np.int64)
 
 
 def run_array(record: Record, curves: Mapping[str, Tensor], with_weights: bool = False) -> Array:

@@ -18,6 +18,7 @@ from gfi_lightning.recording.frames import (
     class_name,
     frame_of,
     is_there,
+    label_of,
     overlays,
     small_image,
     some_runs,
@@ -110,11 +111,11 @@ def film_strip(history: History, samples: Sequence[int] | None = None, columns: 
     check_count("columns", columns, smallest=2)
     shown, rows = some_runs(history, columns), []
     for sample in checked_samples(history, samples):
-        image, label = small_image(shown, sample, _FRAME), int(shown.labels[sample])
+        image = small_image(shown, sample, _FRAME)
         grey = np.asarray(image.convert("L"))
         frames = [frame_of(grey, heatmap) for heatmap in shown.heatmaps(sample)[:, 0]]
         titled = [Panel(frame, str(step)) for step, frame in zip(shown.steps, frames, strict=True)]
-        rows.append([Panel(image, "" if label < 0 else class_name(shown, label)), *titled])
+        rows.append([Panel(image, label_of(shown, sample)), *titled])
     return compose(rows, "heatmaps by training step")
 
 
@@ -152,10 +153,10 @@ def _shots(history: History, sample: int) -> list[_Shot]:
 
 def _facts(history: History, shown: History, sample: int) -> list[str]:
     """What stands beside the image, of which some runs are shown."""
-    label, (targets, others) = int(history.labels[sample]), _classes(_questions(shown, sample))
+    label, (targets, others) = label_of(history, sample), _classes(_questions(shown, sample))
     facts = [
         f"sample {sample}",
-        "" if label < 0 else f"label: {class_name(history, label)}",
+        f"label: {label}" if label else "",
         f"what makes for {_common(targets)}" if targets else "",
         f"rather than {_common(others)}" if others - {""} else "",
         "by training step" + ("" if len(shown) == len(history) else f", {len(shown)} of {len(history)}"),

@@ -95,12 +95,17 @@ def class_name(history: History, index: int) -> str:
     return history.class_names[index] if index < len(history.class_names) else f"class {index}"
 
 
+def label_of(history: History, sample: int) -> str:
+    """The names of its classes; empty where they are not known."""
+    return ", ".join(class_name(history, index) for index in history.classes(sample) or [])
+
+
 def verdicts(history: History, sample: int) -> list[str]:
     """What was predicted at each run, and whether that is right; empty where it is not known."""
-    label = int(history.labels[sample])
+    classes = history.classes(sample)
 
     def verdict(predicted: int) -> str:
-        sign = "→" if label < 0 else "✓" if predicted == label else "✗"
+        sign = "→" if not classes else "✓" if predicted in classes else "✗"
         return "" if predicted < 0 else f"{sign} {class_name(history, predicted)}"
 
     return [verdict(predicted) for predicted in history.predicted[:, sample].tolist()]

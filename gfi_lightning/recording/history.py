@@ -2,9 +2,10 @@
 
 Below ``<log dir>/gfi/``, or ``<log dir>/gfi/<name>/`` for a callback that is not the only one, lie
 
-- ``samples_<id>.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown), ``class_names``
-  (C,) text (may be empty), ``region_names`` (R,) text and ``regions`` (R, N, H, W) bool (R may be 0). The id stands
-  for one training and what resumes it, so that several in one folder do not mix;
+- ``samples_<id>.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown), ``present`` (N, P)
+  int64, where labels are multi-hot the classes that are present, filled up by −1 (P is 0 where labels are not),
+  ``class_names`` (C,) text (may be empty), ``region_names`` (R,) text and ``regions`` (R, N, H, W) bool (R may be 0).
+  The id stands for one training and what resumes it, so that several in one folder do not mix;
 - ``run_<id>_<number>.npy``, one per run, counted from 0: a structured array of shape (), which ``numpy.load`` reads,
   and behind it 4 bytes, the little-endian CRC-32 of all before. With T, the largest number of targets that a sample
   has, its fields are
@@ -33,6 +34,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +50,7 @@ from gfi_lightning.recording.arrays import Array
 
 _FOLDER = "gfi"
 _CHECKSUM = 4  # bytes
-_OF_SAMPLES = ("images", "labels", "class_names", "region_names", "regions")
+_OF_SAMPLES = ("images", "labels", "present", "class_names", "region_names", "regions")
 _PREAMBLE = 12  # bytes of a .npy file of version 3.0 before its header, the last four telling the header's length
 
 
@@ -72,6 +74,7 @@ class History:
         self.run_id = run_id
         self.images: Array = samples["images"]
         self.labels: Array = samples["labels"]
+        self._present: Array = samples["present"]
         self.class_names = [str(name) for name in samples["class_names"]]
         names = [str(name) for name in samples["region_names"]]
         self.regions: dict[str, Array] = dict(zip(names, samples["regions"], strict=True))
@@ -152,6 +155,13 @@ class History:
     def depth_layers(self) -> list[str]:  # noqa: D102
         return _depth_layers(self._runs[-1]) if self._runs else []
 
+    def classes(self, sample: int) -> list[int] | None:
+        """The label, or where labels are multi-hot all classes that are present; None where nothing is known."""
+        if self._present.shape[1]:
+            return [int(index) for index in self._present[sample] if index >= 0]
+        label = int(self.labels[sample])
+        return None if label < 0 else [label]
+
     @property
     def predicted(self) -> Array:
         """The predicted classes, (steps, N), int64; −1 where unknown."""
@@ -178,6 +188,8 @@ class History:
 
         Drift at or below the noise floor is no movement, whatever the threshold.
         """
+        if "drift" not in self.curves:
+            return [None] * len(self.labels)
         drift = self.curve("drift")
         floor = self.curve("drift_floor")[-1] if "drift_floor" in self.curves else np.zeros(len(self.labels))
         limits = np.fmax(floor, threshold)
@@ -296,14 +308,21 @@ class HistoryWriter:
 
     def _take_over(self, earlier: "Earlier") -> None:
         path = earlier.folder / f"samples_{self.run_id}.npz"
-        samples = _read(path, _load_samples) if path.exists() else None
+        if not path.exists():
+            warnings.warn(
+                f"GFICallback: what was kept before the training was resumed is not in {earlier.folder} any more: the "
+                "history and the films begin anew.",
+                stacklevel=2,
+            )
+            return
+        samples = _read(path, _load_samples)
         if samples is None or not _same_samples(samples, self._samples):
             return
-        _write(self.folder / path.name, path.read_bytes())
-        for path in _runs_of(earlier.folder, self.run_id):
-            run = _read(path, load_run)
-            if run is not None and run["step"] <= earlier.last_step:
-                _write(self.folder / path.name, path.read_bytes())
+        runs = {one: _read(one, load_run) for one in _runs_of(earlier.folder, self.run_id)}
+        before = [one for one, run in runs.items() if run is not None and run["step"] <= earlier.last_step]
+        for one in [*before, path]:  # the samples at the end: without them all is tried again
+            with suppress(FileExistsError):
+                _write(self.folder / one.name, one.read_bytes())
 
     def append(self, run: Array) -> None:
         """Write a run, see :func:`~gfi_lightning.recording.arrays.run_array`.

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from google_crc32c import value as crc32c
@@ -14,6 +15,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow  # type: ignore
 from gfi_lightning.recording.pictures import Pixels
 
 _COLORS = 3
+_one_at_a_time = Lock()
 
 
 def shows_images(logger: Any) -> bool:
@@ -62,12 +64,13 @@ def _fast_checksums() -> Iterator[None]:
 
     It computes them byte by byte in Python, a tenth of a second for every megabyte.
     """
-    own = pywrap_tensorflow.crc32c
-    pywrap_tensorflow.crc32c = crc32c
-    try:
-        yield
-    finally:
-        pywrap_tensorflow.crc32c = own
+    with _one_at_a_time:  # else the last one to leave would put back what the first one had put there
+        own = pywrap_tensorflow.crc32c
+        pywrap_tensorflow.crc32c = crc32c
+        try:
+            yield
+        finally:
+            pywrap_tensorflow.crc32c = own
 
 
 def log_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:

@@ -197,7 +197,7 @@ def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | Non
     if sample.predicted is not None and sample.predicted_score is not None:
         verdict = "" if not right else " ✓" if sample.predicted in right else " ✗"
         lines.append(f"predicted{verdict}: {_name(sample.predicted, class_names)}")
-        lines.append(f"p {sample.predicted_score:.2f}")
+        lines.append(_score(sample.predicted_score))
     return lines
 
 
@@ -214,8 +214,12 @@ def _role(target: TargetRecord, sample: SampleRecord) -> str:
     return " and ".join(roles) or "as asked for"
 
 
+def _score(value: float) -> str:
+    return f"p {value:.2f}" if 0 <= value <= 1 else f"score {value:.2f}"  # by a score= of the user's own
+
+
 def _scores(target: TargetRecord) -> list[str]:
-    score = f"p {target.score:.2f}" + ("" if target.against is None else " of the two")
+    score = _score(target.score) + ("" if target.against is None else " of the two")
     if target.degenerate:
         return ["no evidence found", score]
     return [score, f"kept {target.preserved:.2f} · removed {target.removed:.2f}"]

@@ -471,16 +471,15 @@ class GFICallback(L.Callback):
         logger.info(f"GFICallback {self._budget}.")
 
     def _warn_of_stale_monitors(self, trainer: L.Trainer) -> None:
-        """A run at the end of an epoch comes after its validations."""
         if self._schedule.every_n_epochs is None:
             return
-        for monitor in internals.monitored_after_validation(trainer):
+        for monitor in internals.monitored_within_epochs(trainer):
             if monitor.startswith(f"{self._prefix}/"):
                 self._faults.warn(
-                    f"ModelCheckpoint(monitor={monitor!r}) saves after a validation, before GFICallback explains at "
-                    "the end of the epoch, and would judge weights by the explanation of earlier ones. Give "
-                    "ModelCheckpoint(save_on_train_epoch_end=True), or GFICallback(every_n_steps=...), whose runs come "
-                    "before a validation."
+                    f"ModelCheckpoint(monitor={monitor!r}) saves elsewhere than at the end of an epoch, when "
+                    "GFICallback explains, and would judge weights by the explanation of earlier ones. Give "
+                    "ModelCheckpoint(save_on_train_epoch_end=True), or GFICallback(every_n_steps=...) that fits it: "
+                    "its runs come before a validation."
                 )
 
     def _log_in_module(self, pl_module: L.LightningModule, scalars: Scalars, on_step: bool) -> None:

@@ -282,16 +282,18 @@ def package_of(module: type) -> str:
     raise UsageError(f"model= is a {module.__module__}.{module.__qualname__}: give a LightningModule.")
 
 
-def monitored_after_validation(trainer: L.Trainer) -> list[str]:
-    """The metrics by which a ModelCheckpoint judges weights after a validation, hence before the end of an epoch."""
-    return [
-        str(one.monitor)  # type: ignore[attr-defined]
-        for one in callbacks(trainer)
-        if getattr(one, "monitor", None) is not None
-        and getattr(one, "_every_n_epochs", 0) > 0  # else it saves by steps or by time
-        and hasattr(one, "_should_save_on_train_epoch_end")
-        and not one._should_save_on_train_epoch_end(trainer)
-    ]
+def monitored_within_epochs(trainer: L.Trainer) -> list[str]:
+    """The metrics by which a ModelCheckpoint judges weights elsewhere than at the end of an epoch."""
+
+    def saves_within(one: Any) -> bool:
+        by_steps = (getattr(one, "_every_n_train_steps", None) or 0) > 0
+        after_validation = hasattr(one, "_should_save_on_train_epoch_end") and (
+            (getattr(one, "_every_n_epochs", None) or 0) > 0 and not one._should_save_on_train_epoch_end(trainer)
+        )
+        return by_steps or after_validation
+
+    monitors = [(one, getattr(one, "monitor", None)) for one in callbacks(trainer) if writes_checkpoints(one)]
+    return [str(monitor) for one, monitor in monitors if monitor is not None and saves_within(one)]
 
 
 def writes_checkpoints(callback: L.Callback) -> bool:

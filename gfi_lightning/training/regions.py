@@ -17,6 +17,8 @@ from gfi_lightning.metrics.localization import regions_of_boxes
 Regions = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
 Parts = dict[str, list[Any]]  # by name, for each sample its boxes or its mask, or None
 
+_CORNERS = 4  # numbers of a box
+_MASKS = ({0}, {1}, {0, 1}, {0, 255})  # values: True and False, also as numbers and as pixels
 _LISTED = 16  # samples that a warning names
 _FORMS = (
     "expected is for each sample a box (4,) or boxes (B, 4) of x0, y0, x1, y1 in pixels of the image as the model sees "
@@ -159,24 +161,24 @@ def _listed(numbers: Sequence[int]) -> str:
 def _mask(part: Any, size: tuple[int, int], name: str) -> Tensor:
     if part is None:
         return torch.zeros(size, dtype=torch.bool)
-    if isinstance(part, BoundingBoxes):
-        part = convert_bounding_box_format(part, new_format=BoundingBoxFormat.XYXY)
     try:
+        if isinstance(part, BoundingBoxes):
+            part = convert_bounding_box_format(part, new_format=BoundingBoxFormat.XYXY)
         tensor = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} is {describe(part)}; {_FORMS}.") from error
     if tensor.numel() == 0:
         return torch.zeros(size, dtype=torch.bool)
-    if tensor.ndim == 3 and tensor.shape[1:] == size:  # several masks
-        return tensor.bool().any(0)
-    if tensor.shape == size:
-        return tensor.bool()
-    if tensor.dtype == torch.bool:
+    if tensor.shape[-2:] == size and tensor.ndim in (2, 3):
+        if set(tensor.unique().tolist()) not in _MASKS:
+            raise UsageError(f"{name} is {describe(tensor)} of {_values(tensor)}, and no mask: give True and False.")
+        return tensor.bool().reshape(-1, *size).any(0)
+    if tensor.dtype == torch.bool or (tensor.ndim > 1 and tensor.shape[-1] != _CORNERS):
         raise UsageError(
-            f"{name} is a mask of {_by(tensor.shape)}, and the images are {_by(size)}: give masks of the images as the "
-            "model sees them, after their transform."
+            f"{name} is a mask of {_by(tensor.shape[-2:])}, and the images are {_by(size)}: give masks of the images "
+            "as the model sees them, after their transform."
         )
-    if tensor.shape[-1] != 4 or tensor.ndim > 2:
+    if tensor.shape[-1] != _CORNERS or tensor.ndim > 2:
         raise UsageError(f"{name} is {describe(tensor)}; {_FORMS}.")
     if tensor.is_floating_point() and tensor.min() >= 0 and tensor.max() <= 1 and max(size) > 1:
         raise UsageError(
@@ -187,6 +189,11 @@ def _mask(part: Any, size: tuple[int, int], name: str) -> Tensor:
         return regions_of_boxes([tensor.reshape(-1, 4)], size)[0]
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
+
+
+def _values(tensor: Tensor) -> str:
+    low, high = tensor.min().item(), tensor.max().item()
+    return f"{low:g}" if low == high else f"values from {low:g} to {high:g}"
 
 
 def _by(size: Sequence[int]) -> str:

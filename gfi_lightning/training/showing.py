@@ -65,8 +65,9 @@ class Showing:
 
     def state(self) -> dict[str, Any]:
         """What a resumed training needs: plain types, which load with ``weights_only``."""
-        written = {} if self._writer is None else {"run_id": self._writer.run_id, "folder": str(self._folder)}
-        return {"alarmed": self._alarmed, **written}
+        if self._writer is None or self._folder is None:
+            return {"alarmed": self._alarmed}
+        return {"alarmed": self._alarmed, "run_id": self._writer.run_id, "folder": str(self._folder.resolve())}
 
     @property
     def history(self) -> History | None:

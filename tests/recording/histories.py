@@ -37,6 +37,8 @@ class Plan:
     predictions: bool = True  # whether a misprediction is explained, too
     contrasts: bool = False  # whether it is also explained why not the label
     labelled: bool = True
+    several_labels: bool = False
+    score_range: float = 1.0
     noise: float = 0.0  # of the pictures: as hard to compress as photographs
     floor: float = 0.05  # of the drift
     seed: int = 0
@@ -108,11 +110,13 @@ class _Scene:
             if self.plan.contrasts:
                 targets.append(self._target(self.label, "object", progress, 0.3, against=predicted))
         label = self.label if self.plan.labelled else None
+        present = (self.label, (self.label + 2) % len(self.plan.class_names)) if self.plan.several_labels else None
         foreground = self._blob(self.places["object"], 0.3)
-        return SampleRecord(self.image, label, predicted, max(targets[-1].score, 0.3), foreground, targets)
+        return SampleRecord(self.image, label, predicted, max(targets[-1].score, 0.3), foreground, targets, present)
 
     def _target(self, target, place, progress, score, against=None):
         heatmap = self._blob(self._on_its_way(place, progress), 0.26 - 0.12 * progress)
+        score *= self.plan.score_range
         preserved, removed = score * (0.4 + 0.5 * progress), score * (0.9 - 0.7 * progress)
         return TargetRecord(target, heatmap, score, preserved, removed, False, against)
 

@@ -360,8 +360,47 @@ def test_a_resume_in_another_folder_takes_over_what_came_before_it(tmp_path):
     second.append(run_array(record(6), CurveTracker({}).curves(record(6))))
     assert History.load(tmp_path / "second").steps == [0, 4, 6]
     assert History.load(tmp_path / "first").steps == [0, 4, 8]
+    with pytest.warns(UserWarning, match="was resumed is not in .*first.elsewhere any more: the history .* begin anew"):
+        HistoryWriter(
+            tmp_path / "fourth", sample_arrays(record(0), None), first.run_id, Earlier(tmp_path / "first/elsewhere", 4)
+        ).open()
     other = HistoryWriter(tmp_path / "third" / "gfi", sample_arrays(record(0, seed=3), None), first.run_id, earlier)
     assert other.open().steps == [], "of other samples"
+
+
+def test_what_was_taken_over_in_part_is_taken_over_again(tmp_path, monkeypatch):
+    first = write(tmp_path / "first", record(0), record(4), record(8))
+    earlier = Earlier(tmp_path / "first" / "gfi", last_step=8)
+    second = HistoryWriter(tmp_path / "second" / "gfi", sample_arrays(record(0), None), first.run_id, earlier)
+    fsync, calls = os.fsync, []
+
+    def fail_once(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(OSError, match="No space left"):
+        second.open()
+    second.append(run_array(record(12), CurveTracker({}).curves(record(12))))
+    assert History.load(tmp_path / "second").steps == [0, 4, 8, 12]
+
+
+def test_when_it_settled_is_not_known_from_one_run(tmp_path):
+    write(tmp_path, record(0))
+    assert History.load(tmp_path).settled() == [None, None]
+
+
+def test_several_labels(tmp_path):
+    run = record(0)
+    samples = [replace(run.samples[0], label=None, present=(0, 2)), replace(run.samples[1], label=None, present=())]
+    write(tmp_path, replace(run, samples=samples))
+    history = History.load(tmp_path)
+    assert [history.classes(sample) for sample in range(2)] == [[0, 2], []]
+    write(tmp_path / "single", run)
+    labels = History.load(tmp_path / "single").labels.tolist()
+    assert [History.load(tmp_path / "single").classes(sample) for sample in range(2)] == [[label] for label in labels]
 
 
 @pytest.mark.parametrize("content", ["nothing", "an array", "no regions"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfi_lightning import History, UsageError
+from gfi_lightning import UsageError
 from gfi_lightning.recording.report import write_report
 from gfi_lightning.recording.report.contents import MISSING, contents, data_uri, levels
 from tests.recording.histories import NASTY, Plan, in_memory
@@ -86,10 +86,8 @@ def test_names_cannot_leave_the_contents(tmp_path):
 def test_what_cannot_be_reported_on(tmp_path):
     with pytest.raises(UsageError, match="holds no run to report on"):
         write_report({}, tmp_path / "page.html")
-    history = in_memory(PLAN)
-    samples = {"images": history.images, "labels": history.labels, "class_names": [], "region_names": [], "regions": []}
     with pytest.raises(UsageError, match="'empty' has no steps yet"):
-        write_report({"empty": History("none", samples)}, tmp_path / "page.html")
+        write_report({"empty": in_memory(PLAN).at([])}, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 

@@ -408,5 +408,18 @@ def test_a_single_step_without_labels_or_names(browser, tmp_path):
     text = page.text(".sample")
     assert all(part in text for part in ("label not known", "class 0", "drift\n–", "settled\n–"))
     assert "misclassified" not in text
+    assert "misclassified" not in page.text("#summary"), "of what is not known"
     page.press(Keys.ARROW_RIGHT, Keys.SPACE)
+    assert page.complaints() == []
+
+
+@pytest.mark.browser
+def test_several_labels_and_a_score_of_ones_own(browser, tmp_path):
+    plan = Plan(steps=(0, 8), samples=4, labelled=False, several_labels=True, score_range=30.0)
+    write_report({"several": write(tmp_path, plan)}, tmp_path / "several.html")
+    page = Page(browser, tmp_path / "several.html")
+    assert "1 misclassified at the end" in page.text("#summary")
+    row = page.text('[data-sample="0"]')
+    assert all(part in row for part in ("label: ant, crow", "a label and the prediction", "✓", "score 27"))
+    assert "p 27" not in row
     assert page.complaints() == []

@@ -32,6 +32,7 @@ TOP[:8], LEFT[:, :4] = True, True
         [[[0, 0, 16, 8]], LEFT.tolist(), None],
         [BoundingBoxes([[0, 0, 16, 8]], format="XYWH", canvas_size=SIZE), Image.fromarray(LEFT.numpy()), None],
         [BoundingBoxes([[8, 4, 16, 8]], format="CXCYWH", canvas_size=SIZE), LEFT[None], None],
+        [TOP * 255, LEFT.float(), None],
         [torch.stack([TOP & LEFT, TOP & ~LEFT]), Mask(LEFT[None].int()), None],
     ],
 )
@@ -62,6 +63,9 @@ def test_a_function_of_the_item():
         ([[1, 2, 3], None], r"\['part'\]\[0\] is Tensor\(3,\).*expected is for each sample a box"),
         ([[4, 4, 2, 8], None], r"\['part'\]\[0\]: .*x0"),
         ([None, "here"], r"\['part'\]\[1\] is str"),
+        ([None, torch.full(SIZE, 255)], r"\['part'\]\[1\] is Tensor\(16, 16\).* of 255, and no mask: give True and"),
+        ([None, torch.rand(SIZE)], r"\['part'\]\[1\] is Tensor.* of values from 0.* and no mask"),
+        ([None, torch.ones(48, 48, dtype=torch.uint8)], r"is a mask of 48 × 48, and the images are 16 × 16"),
         (
             [[0.1, 0.1, 0.4, 0.4], None],
             r"\['part'\]\[0\] is \[0.1, .* shares of the image's size: give pixels, .* 16 × 16",

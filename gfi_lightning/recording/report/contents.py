@@ -60,7 +60,8 @@ def _run(name: str, history: History, images: dict[str, int]) -> Values:
         "name": name,
         "steps": history.steps,
         "epochs": history.epochs,
-        "labels": history.labels.tolist(),
+        "classes": [history.classes(sample) for sample in samples],
+        "scoreName": "p" if _are_probabilities(history) else "score",
         "images": [images.setdefault(data_uri(image), len(images)) for image in history.images],
         "classNames": _names_of(history, targets, against),
         "targets": packed(targets),
@@ -78,11 +79,19 @@ def _run(name: str, history: History, images: dict[str, int]) -> Values:
     }
 
 
+def _are_probabilities(history: History) -> bool:
+    """Whether scores are, and not what a user's own function gives."""
+    scores = np.concatenate([history.scores(sample).ravel() for sample in range(len(history.labels))])
+    return bool(((scores >= 0) & (scores <= 1) | ~np.isfinite(scores)).all())
+
+
 def _names_of(history: History, *classes: Array) -> dict[str, str]:
     """The names of those classes that occur: there may be thousands, and samples are few."""
-    occurring = np.unique(np.concatenate([part.ravel() for part in (history.labels, history.predicted, *classes)]))
-    known = (int(index) for index in occurring if 0 <= index < len(history.class_names))
-    return {str(index): history.class_names[index] for index in known}
+    known = [index for sample in range(len(history.labels)) for index in history.classes(sample) or []]
+    parts = [np.array(known, dtype=np.int64), history.predicted.ravel(), *(part.ravel() for part in classes)]
+    occurring = np.unique(np.concatenate(parts))
+    named = (int(index) for index in occurring if 0 <= index < len(history.class_names))
+    return {str(index): history.class_names[index] for index in named}
 
 
 def data_uri(image: Array) -> str:

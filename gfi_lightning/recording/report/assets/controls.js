@@ -301,9 +301,10 @@ function stepTexts(place, run, timeline) {
 }
 
 function summaryOf(run) {
-  const wrong = run.labels.filter((_, sample) => run.isMisclassified(sample)).length;
+  const wrong = run.classes.filter((_, sample) => run.isMisclassified(sample)).length;
+  const known = run.classes.some((_, sample) => run.hasLabel(sample));
   const count = (number, what) => `${wholeNumber(number)} ${what}${number === 1 ? "" : "s"}`;
-  return `${count(run.steps.length, "step")} · ${count(run.count, "sample")} · ${wrong} misclassified at the end`;
+  return `${count(run.steps.length, "step")} · ${count(run.count, "sample")}${known ? ` · ${wrong} misclassified at the end` : ""}`;
 }
 
 function showDifferentSamples(one, other) {

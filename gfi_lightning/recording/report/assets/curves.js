@@ -6,7 +6,7 @@
 const CHARTS = [
   {
     title: "Kept and removed",
-    unit: "p of the first target",
+    unit: "score of the first target",
     fixed: true,
     curves: { preserved: ["kept", 1], removed: ["removed", 2] },
   },

@@ -52,7 +52,8 @@ class Run {
     this.name = packed.name;
     this.steps = packed.steps;
     this.epochs = packed.epochs;
-    this.labels = packed.labels;
+    this.classes = packed.classes; // of each sample the label, or all that are present; null where not known
+    this.scoreName = packed.scoreName;
     this.images = packed.images;
     this.classNames = packed.classNames;
     this.settled = packed.settled;
@@ -71,7 +72,7 @@ class Run {
   }
 
   get count() {
-    return this.labels.length;
+    return this.classes.length;
   }
 
   get slots() {
@@ -92,14 +93,26 @@ class Run {
     return this.classNames[index] ?? `class ${index}`;
   }
 
+  namesOf(classes) {
+    return classes.map((index) => this.className(index)).join(", ");
+  }
+
+  isLabel(index, sample) {
+    return (this.classes[sample] ?? []).includes(index);
+  }
+
+  hasLabel(sample) {
+    return (this.classes[sample] ?? []).length > 0;
+  }
+
   isRight(at, sample) {
-    return this.predicted.at(at, sample) === this.labels[sample];
+    return this.isLabel(this.predicted.at(at, sample), sample);
   }
 
   /** Whether the sample is mispredicted at the last step; not if its label or the prediction is unknown. */
   isMisclassified(sample) {
     const last = this.steps.length - 1;
-    return this.labels[sample] >= 0 && this.predicted.at(last, sample) >= 0 && !this.isRight(last, sample);
+    return this.hasLabel(sample) && this.predicted.at(last, sample) >= 0 && !this.isRight(last, sample);
   }
 
   /** A curve's value for one sample; NaN where there is none. */
@@ -134,19 +147,20 @@ class Run {
     const targets = this.targets.part(at, sample);
     const against = this.against.part(at, sample);
     if (role === "contrast") return against.findIndex((other) => other >= 0);
-    const wanted = role === "label" ? this.labels[sample] : this.predicted.at(at, sample);
-    return wanted < 0 ? -1 : targets.findIndex((target, slot) => target === wanted && against[slot] < 0);
+    const predicted = this.predicted.at(at, sample);
+    const plays = (target) => (role === "label" ? this.isLabel(target, sample) : target >= 0 && target === predicted);
+    return targets.findIndex((target, slot) => plays(target) && against[slot] < 0);
   }
 
   /** Whether any sample has a map for a view at any step. */
   offers(view) {
     if (view === "any" || view === "all") return true;
-    return this.steps.some((_, at) => this.labels.some((_, sample) => this.slotOf(view, at, sample) >= 0));
+    return this.steps.some((_, at) => this.classes.some((_, sample) => this.slotOf(view, at, sample) >= 0));
   }
 
   /** Whether every sample has a map for a view at the last step. */
   covers(view) {
-    return this.labels.every((_, sample) => this.slotOf(view, this.steps.length - 1, sample) >= 0);
+    return this.classes.every((_, sample) => this.slotOf(view, this.steps.length - 1, sample) >= 0);
   }
 
   /** How many cells a view needs for a sample, whatever the step. */
@@ -195,13 +209,14 @@ function targetCell(run, at, sample, slot) {
 
 function roleOf(run, at, sample, target, other) {
   const predicted = run.predicted.at(at, sample);
-  const isLabel = target === run.labels[sample];
+  const isLabel = run.isLabel(target, sample);
+  const label = run.classes[sample]?.length > 1 ? "a label" : "the label";
   if (other >= 0) {
     if (isLabel && other === predicted) return "the label, not the prediction";
     return target === predicted ? "the prediction, not the runner-up" : "as asked for";
   }
-  if (isLabel && target === predicted) return "the label and the prediction";
-  if (isLabel) return "the label";
+  if (isLabel && target === predicted) return `${label} and the prediction`;
+  if (isLabel) return label;
   return target === predicted ? "the prediction" : "as asked for";
 }
 
@@ -215,12 +230,13 @@ function withoutMap(reason) {
 }
 
 function whyNone(run, at, sample, view) {
-  const classes = { label: run.labels[sample], predicted: run.predicted.at(at, sample) };
+  const predicted = run.predicted.at(at, sample);
+  const classes = { label: run.classes[sample] ?? [], predicted: predicted < 0 ? [] : [predicted] };
   const roles = { label: "label", predicted: "prediction" };
   if (view === "contrast") return "No contrast of two classes at this step.";
   if (view === "all") return "No further target at this step.";
-  if (classes[view] < 0) return `The ${roles[view]} is not known.`;
-  return `No map of the ${roles[view]}, ${run.className(classes[view])}, at this step.`;
+  if (!classes[view].length) return `The ${roles[view]} is not known.`;
+  return `No map of the ${roles[view]}, ${run.namesOf(classes[view])}, at this step.`;
 }
 
 function nearestIndex(ascending, value) {

@@ -63,9 +63,9 @@ class ImageCell extends Cell {
     this.show = { painter, run, sample };
     this.canvas.setAttribute("aria-label", `Image of sample ${sample}`);
     painter.fit(this.canvas, run.images[sample]);
-    const label = run.labels[sample];
-    const known = element("p", { class: "title" }, faint("label: "), userText(run.className(label)));
-    this.caption.append(label < 0 ? "label not known" : known);
+    const classes = run.classes[sample];
+    const known = element("p", { class: "title" }, faint("label: "), userText(run.namesOf(classes ?? []) || "none"));
+    this.caption.append(classes === null ? "label not known" : known);
   }
 
   draw(state) {
@@ -105,7 +105,7 @@ class MapCell extends Cell {
     const { run, sample } = this.show;
     const plain = title.map((part) => part.name ?? part).join("");
     const parts = title.map((part) => (part.name === undefined ? part : userText(part.name)));
-    const probability = scores ? `p ${shortNumber(scores.score)}${scores.ofTwo ? " of the two" : ""}` : "";
+    const probability = scores ? `${run.scoreName} ${shortNumber(scores.score)}${scores.ofTwo ? " of the two" : ""}` : "";
     this.canvas.setAttribute("aria-label", `Map of sample ${sample} in ${run.name}: ${plain || reason}`);
     this.node.classList.toggle("without-map", !map);
     setText(this.reason, map ? "" : reason);
@@ -167,8 +167,8 @@ function predictionText(run, at, sample) {
   const right = run.isRight(at, sample);
   const [verdict, sign] = right ? ["right", "✓"] : ["wrong", "✗"];
   const mark = element("span", { class: verdict, role: "img", "aria-label": verdict }, sign);
-  const probability = faint(`p ${shortNumber(run.predictedScores.at(at, sample))}`);
-  return [...(run.labels[sample] < 0 ? [] : [mark, " "]), userText(run.className(predicted)), " ", probability];
+  const probability = faint(`${run.scoreName} ${shortNumber(run.predictedScores.at(at, sample))}`);
+  return [...(run.hasLabel(sample) ? [mark, " "] : []), userText(run.className(predicted)), " ", probability];
 }
 
 function settledText(run, sample) {
