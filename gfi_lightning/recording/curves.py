@@ -8,7 +8,7 @@ from torch import Tensor
 from gfi_lightning.metrics.drift import SETTLED, heatmap_drift, top_fifth_iou
 from gfi_lightning.metrics.localization import energy_in_region, pointing_hits
 from gfi_lightning.metrics.sparsity import entropy, half_area
-from gfi_lightning.recording.record import Record
+from gfi_lightning.recording.record import Record, class_name
 
 Curves = dict[str, Tensor]  # by name the samples' values (N,), float32, NaN where a sample has none
 
@@ -94,9 +94,9 @@ def means_by_class(curves: Curves, labels: Sequence[int | None], class_names: Se
     by_class: dict[str, float] = {}
     for label in sorted({label for label in labels if label is not None}):
         chosen = torch.tensor([other == label for other in labels])
-        name = class_names[label] if class_names and label < len(class_names) else ""
-        if not name or (class_names or ()).count(name) > 1:  # no other class may have the same tag
-            name = f"{name} (class {label})" if name else f"class {label}"
+        name = class_name(label, class_names)
+        if (class_names or ()).count(name) > 1:  # no other class may have the same tag
+            name += f" (class {label})"
         of_class = means({curve: values[chosen] for curve, values in curves.items()})
         by_class |= {f"{curve}/{name}": value for curve, value in of_class.items()}
     return by_class

@@ -15,7 +15,6 @@ from gfi_lightning.errors import check_count
 from gfi_lightning.recording.animation import animation
 from gfi_lightning.recording.frames import (
     checked_samples,
-    class_name,
     frame_of,
     is_there,
     label_of,
@@ -29,6 +28,7 @@ from gfi_lightning.recording.history import History
 from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, font
 from gfi_lightning.recording.loggers import EncodedPicture
 from gfi_lightning.recording.pictures import Panel, Pixels, compose
+from gfi_lightning.recording.record import class_name
 
 __all__ = ["Film", "animation", "film_strip", "sample_strip", "spread"]
 
@@ -168,7 +168,7 @@ def _questions(history: History, sample: int) -> list[tuple[str, str]]:
     """The class that each run's map explains, and the one that it is contrasted with; empty where there is none."""
 
     def names(classes: NDArray[np.int64]) -> list[str]:
-        return ["" if index < 0 else class_name(history, index) for index in classes[:, 0].tolist()]
+        return ["" if index < 0 else class_name(index, history.class_names) for index in classes[:, 0].tolist()]
 
     return list(zip(names(history.targets(sample)), names(history.against(sample)), strict=True))
 

@@ -12,6 +12,7 @@ from PIL import Image
 from gfi_lightning.errors import UsageError, is_whole
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.pictures import Pixels, overlay
+from gfi_lightning.recording.record import class_name
 
 NOTHING = (225, 225, 225)  # where there is no map
 
@@ -90,14 +91,9 @@ def is_there(heatmap: NDArray[np.float32]) -> bool:
     return bool(np.isfinite(heatmap).all())
 
 
-def class_name(history: History, index: int) -> str:
-    """A class's name, or its index where it has none."""
-    return history.class_names[index] if index < len(history.class_names) else f"class {index}"
-
-
 def label_of(history: History, sample: int) -> str:
     """The names of its classes; empty where they are not known."""
-    return ", ".join(class_name(history, index) for index in history.classes(sample) or [])
+    return ", ".join(class_name(index, history.class_names) for index in history.classes(sample) or [])
 
 
 def verdicts(history: History, sample: int) -> list[str]:
@@ -106,6 +102,6 @@ def verdicts(history: History, sample: int) -> list[str]:
 
     def verdict(predicted: int) -> str:
         sign = "→" if not classes else "✓" if predicted in classes else "✗"
-        return "" if predicted < 0 else f"{sign} {class_name(history, predicted)}"
+        return "" if predicted < 0 else f"{sign} {class_name(predicted, history.class_names)}"
 
     return [verdict(predicted) for predicted in history.predicted[:, sample].tolist()]

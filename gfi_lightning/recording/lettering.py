@@ -17,10 +17,11 @@ def font(bold: bool = False, size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(file), size)
 
 
-def fitted(text: str, width: int, bold: bool = False, size: int = FONT_SIZE) -> str:
-    """The text on one line, its end shortened with an ellipsis to at most the given width in px."""
+def fitted(text: str, width: int, bold: bool = False, size: int = FONT_SIZE, keep_end: bool = False) -> str:
+    """The text on one line, shortened with an ellipsis, behind it or in front, to at most the given width in px."""
     text, letters = " ".join(text.split()), font(bold, size)
     if letters.getlength(text) <= width:
         return text
-    shorter = (text[:length] + "…" for length in range(len(text) - 1, 0, -1))
+    lengths = range(len(text) - 1, 0, -1)
+    shorter = ("…" + text[-length:] if keep_end else text[:length] + "…" for length in lengths)
     return next((part for part in shorter if letters.getlength(part) <= width), "…")

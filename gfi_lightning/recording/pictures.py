@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import zip_longest
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
+from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, font
+from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord, class_name
 
 Pixels = NDArray[np.uint8]
 
@@ -21,9 +20,8 @@ _OPACITY = 0.6
 _PANEL, _SMALL_PANEL, _LARGEST_PANEL = 256, 144, 512  # px of a panel's longer side
 _OVERVIEW_COLUMNS = 8
 _DEPTHS_IN_A_ROW = 4
-_MARGIN, _LINE, _FONT_SIZE = 14, 21, 15
+_MARGIN = 14  # px
 _BAR, _BAR_WIDTH = 14, 48  # px of the colour bar, alone and with its numbers
-_INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
 
 
 def overlay(image: Tensor, heatmap: Tensor, longer_side: int = _PANEL) -> Image.Image:
@@ -120,7 +118,7 @@ def draw_depths(sample: SampleRecord, width: int) -> Pixels:
     panels = [
         Panel(
             _of_width(overlay(sample.image, depth.heatmap), each),
-            _fitted(depth.layer, each, bold=True, keep_end=True),
+            fitted(depth.layer, each, bold=True, keep_end=True),
             [" × ".join(map(str, depth.grid))],
         )
         for depth in sample.depths
@@ -136,7 +134,7 @@ def _of_width(picture: Image.Image, width: int) -> Image.Image:
 def _below(upper: Pixels, lower: Pixels) -> Pixels:
     """Two pictures, one below the other, on paper as wide as the wider one."""
     width = max(upper.shape[1], lower.shape[1])
-    paper = np.full((len(upper) + len(lower), width, 3), _PAPER, dtype=np.uint8)
+    paper = np.full((len(upper) + len(lower), width, 3), PAPER, dtype=np.uint8)
     paper[: len(upper), : upper.shape[1]] = upper
     paper[len(upper) :, : lower.shape[1]] = lower
     return paper
@@ -174,29 +172,25 @@ def _question(
     target: TargetRecord, class_names: Sequence[str] | None, prefix: str, width: int
 ) -> tuple[str, list[str]]:
     """What a map explains, as a title, and as lines below the map where one line does not hold it."""
-    name = _name(target.target, class_names)
+    name = class_name(target.target, class_names)
     if target.against is None:
         return prefix + name, []
-    contrast = f"rather than {_name(target.against, class_names)}"
+    contrast = f"rather than {class_name(target.against, class_names)}"
     in_one = (f"{prefix}{name} {contrast}", f"{name} {contrast}")
-    fitting = next((line for line in in_one if _fitted(line, width, bold=True) == line), None)
+    fitting = next((line for line in in_one if fitted(line, width, bold=True) == line), None)
     return (fitting, []) if fitting else (prefix + name, [contrast])
-
-
-def _name(index: int, class_names: Sequence[str] | None) -> str:
-    return str(class_names[index]) if class_names and 0 <= index < len(class_names) else f"class {index}"
 
 
 def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | None) -> list[str]:
     known = () if sample.label is None else (sample.label,)
     lines, right = [], known if sample.present is None else sample.present
     if sample.label is not None:
-        lines.append(f"label: {_name(sample.label, class_names)}")
+        lines.append(f"label: {class_name(sample.label, class_names)}")
     elif sample.present is not None:
-        lines.append(f"labels: {', '.join(_name(index, class_names) for index in sample.present) or 'none'}")
+        lines.append(f"labels: {', '.join(class_name(index, class_names) for index in sample.present) or 'none'}")
     if sample.predicted is not None and sample.predicted_score is not None:
         verdict = "" if not right else " ✓" if sample.predicted in right else " ✗"
-        lines.append(f"predicted{verdict}: {_name(sample.predicted, class_names)}")
+        lines.append(f"predicted{verdict}: {class_name(sample.predicted, class_names)}")
         lines.append(_score(sample.predicted_score))
     return lines
 
@@ -234,12 +228,12 @@ def compose(rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool
     widths = [max(panel.picture.width for panel in column) for column in columns]
     heights = [max(_height(panel) for panel in row if panel) for row in rows]
     bar_left = _MARGIN + sum(width + _MARGIN for width in widths)
-    top = _MARGIN + _LINE
+    top = _MARGIN + LINE
     bar_width = _BAR_WIDTH + _MARGIN if color_bar else 0
     size = (bar_left + bar_width, top + sum(height + _MARGIN for height in heights))
-    canvas = Image.new("RGB", size, _PAPER)
+    canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN - 4), header, fill=_INK, font=_font(bold=True))
+    draw.text((_MARGIN, _MARGIN - 4), header, fill=INK, font=font(bold=True))
     for row, height in zip(rows, heights, strict=True):
         left = _MARGIN
         for panel, width in zip(row, widths, strict=False):
@@ -249,23 +243,23 @@ def compose(rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool
         top += height + _MARGIN
     if color_bar:
         first = next(panel for panel in rows[0] if panel)
-        _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * _LINE), first.picture.height)
+        _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * LINE), first.picture.height)
     return np.asarray(canvas)
 
 
 def _height(panel: Panel) -> int:
-    return panel.picture.height + _LINE * (1 + len(panel.captions))
+    return panel.picture.height + LINE * (1 + len(panel.captions))
 
 
 def _draw_panel(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, corner: tuple[int, int], width: int
 ) -> None:
     left, top = corner
-    draw.text((left, top), _fitted(panel.title, width, bold=True), fill=_INK, font=_font(bold=True))
-    canvas.paste(panel.picture, (left, top + _LINE))
+    draw.text((left, top), fitted(panel.title, width, bold=True), fill=INK, font=font(bold=True))
+    canvas.paste(panel.picture, (left, top + LINE))
     for number, caption in enumerate(panel.captions):
-        line = top + _LINE * (1 + number) + panel.picture.height + 2
-        draw.text((left, line), _fitted(caption, width), fill=_FAINT if number else _INK, font=_font())
+        line = top + LINE * (1 + number) + panel.picture.height + 2
+        draw.text((left, line), fitted(caption, width), fill=FAINT if number else INK, font=font())
 
 
 def _draw_color_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], height: int) -> None:
@@ -275,21 +269,4 @@ def _draw_color_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tupl
     blended = ((1 - _OPACITY) * 128 + _OPACITY * 255 * colors).round().astype(np.uint8)
     canvas.paste(Image.fromarray(blended), (left, top))
     for value, middle in (("1", top), ("0.5", top + height // 2), ("0", top + height)):
-        draw.text((left + _BAR + 4, middle), value, fill=_INK, font=_font(), anchor="lm")
-
-
-def _fitted(text: str, width: int, bold: bool = False, keep_end: bool = False) -> str:
-    """The text, shortened with an ellipsis, behind it or in front, to at most the given width in px."""
-    font = _font(bold)
-    if font.getlength(text) <= width:
-        return text
-    lengths = range(len(text) - 1, 0, -1)
-    shorter = ("…" + text[-length:] if keep_end else text[:length] + "…" for length in lengths)
-    return next((part for part in shorter if font.getlength(part) <= width), "…")
-
-
-@cache
-def _font(bold: bool = False) -> ImageFont.FreeTypeFont:
-    # Matplotlib ships the font, so that it is there on every machine, with Greek, Cyrillic and signs.
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    return ImageFont.truetype(str(file), _FONT_SIZE)
+        draw.text((left + _BAR + 4, middle), value, fill=INK, font=font(), anchor="lm")

@@ -81,9 +81,11 @@ class Record:
         """The first target's maps at the base layer's resolution, shape (N, h, w)."""
         return F.adaptive_avg_pool2d(self.heatmaps(), self.grid)
 
-    def coarse(self, heatmap: Tensor) -> Tensor:
-        """A heatmap (H, W), averaged down to the base layer's resolution (h, w): it holds no more than that."""
-        return F.adaptive_avg_pool2d(heatmap[None], self.grid)[0]
+
+def class_name(index: int, class_names: Sequence[str] | None) -> str:
+    """A class's name, or its index where it has none."""
+    name = str(class_names[index]) if class_names and 0 <= index < len(class_names) else ""
+    return name or f"class {index}"
 
 
 def sample_records(

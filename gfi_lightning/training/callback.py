@@ -93,9 +93,9 @@ class GFICallback(L.Callback):
         regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
             item of the validation set, or, where there are not as many as that, for each sample, a box
             (x0, y0, x1, y1), in pixels of the image as the model sees it, x1 and y1 exclusive, several boxes, a mask
-            (H, W), bool, several, or None; or a function from an item of the
-            validation set to such a mapping. The curves ``gfi/energy/<name>`` (the share of the maps' energy that lies
-            there) and ``gfi/pointing/<name>`` (how many maps have their maximum there) follow them.
+            (H, W), bool, several, or None; or a function from an item of the validation set to such a mapping. The
+            curves ``gfi/energy/<name>`` (the share of the maps' energy that lies there) and ``gfi/pointing/<name>``
+            (how many maps have their maximum there) follow them.
         alarm: by the region's name, {"watermark": 0.3}: one warning, as soon as a sample's map has more than this share
             of its energy there. The untrained model sets off none.
         per_class: log all curves for the samples of each class as well, ``gfi/<curve>/<class>``.
