@@ -24,12 +24,12 @@ from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
 SIZE = (64, 64)  # of images, of which one copy is kept: the maps count
 
 
-def draw_record(samples: int, targets: int, grid: int) -> Record:
+def draw_record(samples: int, targets: int, grid: int, size: tuple[int, int] = SIZE) -> Record:
     """What is seen in a run: random maps."""
 
     def sample(number: int) -> SampleRecord:
-        maps = [TargetRecord(target, torch.rand(SIZE), 0.5, 0.7, 0.2, False) for target in range(targets)]
-        return SampleRecord(torch.rand(3, *SIZE), number, 0, 0.5, torch.rand(SIZE), maps)
+        maps = [TargetRecord(target, torch.rand(size), 0.5, 0.7, 0.2, False) for target in range(targets)]
+        return SampleRecord(torch.rand(3, *size), number, 0, 0.5, torch.rand(size), maps)
 
     return Record(0, (grid, grid), [sample(number) for number in range(samples)], epoch=0)
 

@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+
+_LONGEST = 300  # characters of an exception within a message
 
 
 class UsageError(ValueError):
@@ -97,3 +100,8 @@ def _place(error: Exception) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
+def brief(error: BaseException) -> str:
+    """An exception in a line that can be read."""
+    return shorten(f"{type(error).__name__}: {error}".rstrip(": "), _LONGEST, placeholder=" …")

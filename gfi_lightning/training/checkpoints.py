@@ -5,20 +5,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
 from lightning.pytorch.utilities.migration.utils import migrate_checkpoint, pl_legacy_patch
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, brief
 from gfi_lightning.training import internals
 
 CHECKPOINTS = "checkpoints"  # where Lightning puts them, in a run's log directory
 
 _WHOLE = ("state_dict", "pytorch-lightning_version")  # what every checkpoint of a Trainer has
-_LONGEST = 300  # characters of a reason
 _ZIP = b"PK"  # what the files of torch.save start with
 
 
@@ -139,11 +137,6 @@ def skip(path: Path, reason: str) -> None:
     """Tell, on the first rank, why a file is left out."""
     if internals.is_first_rank():
         warnings.warn(f"{path} is skipped: {reason}", stacklevel=2)
-
-
-def brief(error: Exception) -> str:
-    """An exception in a line that can be read."""
-    return shorten(f"{type(error).__name__}: {error}".rstrip(": "), _LONGEST, placeholder=" …")
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from gfi_lightning.errors import UsageError, attempt
+from gfi_lightning.errors import UsageError, attempt, brief
 from gfi_lightning.logs import logger
 from gfi_lightning.recording.history import History
 from gfi_lightning.training import internals
@@ -18,7 +18,6 @@ from gfi_lightning.training.checkpoints import (
     CHECKPOINTS,
     Moment,
     Unreadable,
-    brief,
     checkpoint_files,
     moments,
     read,

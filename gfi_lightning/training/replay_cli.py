@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gfi_lightning.errors import UsageError
+from gfi_lightning.errors import UsageError, brief
 
 _ABOUT = """\
 Explain the same samples at every checkpoint of a finished training, as if GFICallback had been there.
@@ -162,7 +162,7 @@ def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config={path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # of the parser, or because it is no text
-        raise UsageError(f"--config={path} is no YAML file: {_line(error)}") from error
+        raise UsageError(f"--config={path} is no YAML file: {brief(error)}") from error
     if not isinstance(config, dict) or not config.keys() & set(_OWN):
         raise UsageError(f"--config={path} is no config of a run: give the config.yaml that LightningCLI wrote for it.")
     return config
@@ -222,7 +222,7 @@ def _imported(name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(
-            f"{name} cannot be imported ({_line(error)}): give it as MODULE.CLASS, and call gfi-lightning in a folder "
+            f"{name} cannot be imported ({brief(error)}): give it as MODULE.CLASS, and call gfi-lightning in a folder "
             "where Python finds the module."
         ) from error
 
@@ -230,9 +230,3 @@ def _imported(name: str) -> Any:
 def _reason(error: Exception) -> str:
     """What made a parser fail, on one line, without all else that it has tried."""
     return " ".join(_TRIED.sub("", str(error)).split()) or type(error).__name__
-
-
-def _line(error: BaseException) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
