@@ -16,6 +16,20 @@ pywrap_tensorflow.crc32c = google_crc32c.value
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# What tests may need beside the package itself: by marker the module, and the extra that brings it.
+LIBRARIES = {
+    "timm": ("timm", "architectures"),
+    "transformers": ("transformers", "architectures"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow"),
+    "comet": ("comet_ml", "comet"),
+    "datasets": ("datasets", "dev"),
+    "albumentations": ("albumentations", "dev"),
+    "quantus": ("quantus", "dev"),
+    "mkdocs": ("mkdocstrings", "docs"),
+    "jsonargparse": ("jsonargparse", "cli"),
+}
+
 REQUIREMENTS = {
     "shared_data": (SHARED_DATA.is_dir(), "the measuring data is not there (../shared/data)"),
     "browser": (
@@ -23,11 +37,10 @@ REQUIREMENTS = {
         "Chromium and its driver are not installed",
     ),
     "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),
-    "timm": (find_spec("timm"), "timm is not installed (an extra: gfi-lightning[architectures])"),
-    "transformers": (
-        find_spec("transformers"),
-        "transformers is not installed (an extra: gfi-lightning[architectures])",
-    ),
+    **{
+        marker: (find_spec(module), f"{module} is not installed (an extra: gfi-lightning[{extra}])")
+        for marker, (module, extra) in LIBRARIES.items()
+    },
 }
 
 
