@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from gfi_lightning.errors import check_count
 from gfi_lightning.recording.animation import animation
+from gfi_lightning.recording.encoding import EncodedPicture
 from gfi_lightning.recording.frames import (
     checked_samples,
     frame_of,
@@ -26,7 +27,6 @@ from gfi_lightning.recording.frames import (
 )
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, font
-from gfi_lightning.recording.loggers import EncodedPicture
 from gfi_lightning.recording.pictures import Panel, Pixels, compose
 from gfi_lightning.recording.record import class_name
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from gfi_lightning.recording.encoding import EncodedPicture
 from gfi_lightning.recording.lettering import INK, PAPER
-from gfi_lightning.recording.loggers import EncodedPicture
 from gfi_lightning.recording.pictures import Pixels, overlay
 
 Indices = NDArray[np.uint8]  # (height, width), of colours
@@ -57,7 +57,7 @@ def gif(frames: Sequence[Indices], milliseconds: Sequence[int]) -> EncodedPictur
         images.append(image)
     data = io.BytesIO()
     images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=list(milliseconds), loop=0)
-    return EncodedPicture(data.getvalue(), height, width)
+    return EncodedPicture(data.getvalue(), height, width, "gif", "all samples, step by step", of_all_runs=True)
 
 
 def _levels(values: NDArray[np.floating], count: int, thresholds: NDArray[np.float64]) -> Indices:

@@ -102,6 +102,18 @@ def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Seque
     return _below(pixels, draw_depths(sample, pixels.shape[1])) if sample.depths else pixels
 
 
+def caption_of_sample(sample: SampleRecord, number: int, class_names: Sequence[str] | None = None) -> str:
+    """What a sample's picture shows, in one line, for loggers that show a line of text with it."""
+    maps = [", ".join([*_named(target, class_names), *_scores(target)]) for target in sample.targets]
+    facts = ", ".join([f"sample {number}", *_label_and_prediction(sample, class_names)])
+    return "; ".join([facts, *maps])
+
+
+def _named(target: TargetRecord, class_names: Sequence[str] | None) -> list[str]:
+    name = f"map of {class_name(target.target, class_names)}"
+    return [name] if target.against is None else [name, f"rather than {class_name(target.against, class_names)}"]
+
+
 def draw_depths(sample: SampleRecord, width: int) -> Pixels:
     """What each depth still sees, from the first to the last, four beside each other.
 

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,9 +19,10 @@ from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
 from gfi_lightning.logs import logger
+from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.history import History
-from gfi_lightning.recording.loggers import Pictures, encoded, shows_images
-from gfi_lightning.recording.pictures import draw_sample
+from gfi_lightning.recording.loggers import picture_outlets, unknown_loggers
+from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
@@ -120,7 +122,7 @@ class GFICallback(L.Callback):
     _session: Session | None
     _last_step: int | None
     _updates_at_last_run: int | None
-    _log_dir: str | None
+    _log_dir: Path | None
     _draws: bool
     _faults: Faults
     _restored: dict[str, Any]
@@ -369,9 +371,8 @@ class GFICallback(L.Callback):
         """The samples of this run, read when they are first needed; None where nothing is to be explained."""
         if self._session is not None or (ranks := self._ranks(trainer)) is None:
             return self._session
-        self._log_dir = trainer.log_dir  # asks all ranks
-        # Loggers may be there on the first rank alone.
-        self._draws = any(ranks.everyones(any(map(shows_images, trainer.loggers))))
+        # The first rank shows what there is; others may have no loggers, or none that know where they write.
+        self._log_dir, self._draws = ranks.from_first(lambda: self._places(trainer))
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
             loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
@@ -380,12 +381,20 @@ class GFICallback(L.Callback):
             check_alarm_names(self._wishes.alarm, self._session.regions)
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
-        if not self._draws and self._log_dir is not None:
-            self._faults.warn(
-                "GFICallback shows its pictures in TensorBoard, and this Trainer has no TensorBoardLogger: maps are "
-                f"kept in {self._log_dir} for gfi_lightning.History, curves go to the loggers that there are."
-            )
         return self._session
+
+    def _places(self, trainer: L.Trainer) -> tuple[Path | None, bool]:
+        """The log directory, None: nothing is to be written; and whether anybody sees pictures. On the first rank."""
+        with attempt("find the log directory", "Its loggers were asked for it. Give the Trainer others."):
+            folder = internals.log_folder(trainer)
+            outlets = picture_outlets(trainer.loggers, self._prefix, folder)
+        if strangers := unknown_loggers(trainer.loggers):
+            names, places = " and ".join(strangers), ", ".join(outlets) or "nobody"
+            self._faults.inform(
+                f"GFICallback sends {names} its curves only, as it is not known how pictures are shown there: they go "
+                f"to {places}. A method log_pictures(pictures, step) in its class takes them."
+            )
+        return folder, bool(outlets)
 
     def _ranks(self, trainer: L.Trainer) -> Ranks | None:
         """Those who explain; None where nobody can, or where nobody would see it."""
@@ -395,8 +404,8 @@ class GFICallback(L.Callback):
                 f"GFICallback does not explain under {type(trainer.strategy).__name__}, which is not supported yet. "
                 "Training goes on without it."
             )
-        elif not any(ranks.everyones(bool(trainer.loggers))):  # logger=False or barebones
-            self._faults.inform("GFICallback explains nothing: the Trainer has no logger to show it.")
+        elif trainer.barebones:
+            self._faults.inform("GFICallback explains nothing: the Trainer is barebones, and has no logger to show it.")
             return None
         return ranks
 
@@ -437,7 +446,9 @@ class GFICallback(L.Callback):
         with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
             for number, sample in seen.samples.items() if self._draws else ():
                 pixels = draw_sample(sample, number, step, session.class_names)
-                pictures[f"{self._prefix}/sample_{number}"] = encoded(pixels)
+                pictures[f"{self._prefix}/sample_{number}"] = encoded(
+                    pixels, caption_of_sample(sample, number, session.class_names)
+                )
         return pictures
 
     def _show(

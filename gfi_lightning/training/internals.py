@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from gfi_lightning.errors import UsageError
 from gfi_lightning.guard import preserved_state
 from gfi_lightning.logs import logger
+from gfi_lightning.recording.loggers import is_dummy
 from gfi_lightning.training.ranks import Ranks
 
 _SHARDED = {"ModelParallelStrategy"}  # no rank holds the whole model
@@ -110,6 +111,28 @@ def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> A
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def log_folder(trainer: L.Trainer) -> Path | None:
+    """The folder of a training, where Lightning puts its checkpoints too; to be asked for on the first rank.
+
+    It is the log directory of the first logger, or of one that has none, its ``save_dir/name/version``, so that two
+    runs never share one; without a logger, ``default_root_dir``. None: no files are to be written, in a
+    ``fast_dev_run``.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    root = Path(trainer.default_root_dir)
+    if not trainer.loggers:
+        return root
+    first = trainer.loggers[0]
+    if is_dummy(first):
+        return None
+    if isinstance(log_dir := getattr(first, "log_dir", None), (str, Path)):
+        return Path(log_dir)
+    version = first.version
+    parts = [first.name, f"version_{version}" if isinstance(version, int) else version]
+    return Path(first.save_dir or root, *(str(part) for part in parts if part not in (None, "")))
 
 
 def log_in_module(pl_module: L.LightningModule, tag: str, value: float, in_progress_bar: bool, on_step: bool) -> None:

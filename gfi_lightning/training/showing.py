@@ -8,10 +8,11 @@ from typing import Any
 from gfi_lightning.errors import attempt
 from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
 from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
+from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.figures import drift_figure
 from gfi_lightning.recording.film import Film
 from gfi_lightning.recording.history import Earlier, History, HistoryWriter
-from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
+from gfi_lightning.recording.loggers import log_scalars, picture_outlets
 from gfi_lightning.recording.pictures import draw_overview
 from gfi_lightning.recording.record import Record
 from gfi_lightning.training.faults import Faults
@@ -47,14 +48,15 @@ class Showing:
     def __init__(
         self,
         prefix: str,
-        log_dir: str | None,
+        log_dir: Path | None,
         class_names: Sequence[str] | None,
         wishes: Wishes,
         faults: Faults,
         restored: Mapping[str, Any],
     ) -> None:
         self._prefix = prefix
-        self._folder = None if log_dir is None else Path(log_dir, prefix)
+        self._log_dir = log_dir
+        self._folder = None if log_dir is None else log_dir / prefix
         self._class_names = class_names
         self._wishes = wishes
         self._faults = faults
@@ -89,7 +91,7 @@ class Showing:
             loggers: of the Trainer.
             record: what was seen.
             curves: of the samples.
-            drawn: the samples' pictures by their tags; None: no logger shows pictures.
+            drawn: the samples' pictures by their tags; None: nobody would see them.
             overhead: the share of the time that was spent on explaining; None: it is not logged.
             untrained: the model has learned nothing yet, right or wrong: there is no alarm.
 
@@ -115,7 +117,9 @@ class Showing:
             return
         pictures = self._animation()
         with self._faults.guarded(), attempt("draw its curves", REST_IS_KEPT):
-            pictures[f"{self._prefix}/curves"] = encoded(drift_figure(self._film.history))
+            pictures[f"{self._prefix}/curves"] = encoded(
+                drift_figure(self._film.history), "all curves, sample by sample", of_all_runs=True
+            )
         self._send(loggers, pictures, step)
 
     def _watch(self, curves: Curves, step: int) -> None:
@@ -166,11 +170,13 @@ class Showing:
         """An overview of all samples, and the films so far."""
         pictures = {}
         with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
-            pictures[f"{self._prefix}/overview"] = encoded(draw_overview(record, self._class_names))
+            overview = draw_overview(record, self._class_names)
+            pictures[f"{self._prefix}/overview"] = encoded(overview, f"all samples at step {record.step}")
         if self._film is not None:
             with self._faults.guarded(), attempt("draw its film strips", REST_IS_KEPT):
                 for number in range(len(record.samples)):
-                    pictures[f"{self._prefix}/film_{number}"] = encoded(self._film.strip(number))
+                    strip = encoded(self._film.strip(number), f"sample {number}, step by step", of_all_runs=True)
+                    pictures[f"{self._prefix}/film_{number}"] = strip
             if is_power_of_two(len(self._film.history)):  # not every time, as it takes longer with every run
                 pictures |= self._animation()
         return pictures
@@ -182,6 +188,6 @@ class Showing:
         return {}
 
     def _send(self, loggers: Sequence[Any], pictures: Pictures, step: int) -> None:
-        for one in filter(shows_images, loggers):
-            with self._faults.guarded(), attempt(f"log pictures to {type(one).__name__}", REST_IS_KEPT):
-                log_pictures(one, pictures, step)
+        for name, send in picture_outlets(loggers, self._prefix, self._log_dir).items():
+            with self._faults.guarded(), attempt(f"log pictures to {name}", REST_IS_KEPT):
+                send(pictures, step)

@@ -12,9 +12,10 @@ from PIL import Image, ImageSequence
 from gfi_lightning import History, UsageError
 from gfi_lightning.recording import film as film_module
 from gfi_lightning.recording.arrays import run_array, sample_arrays
+from gfi_lightning.recording.encoding import encoded
 from gfi_lightning.recording.film import Film, animation, film_strip, sample_strip, spread
 from gfi_lightning.recording.frames import NOTHING
-from gfi_lightning.recording.loggers import encoded, log_pictures
+from gfi_lightning.recording.loggers.tensorboard import log_pictures
 from gfi_lightning.recording.pictures import overlay
 from gfi_lightning.recording.record import Record, SampleRecord, TargetRecord
 from tests.browser import chromium, find_all, tensorboard, wait_for

@@ -7,7 +7,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
-from gfi_lightning.recording.loggers import encoded, log_pictures
+from gfi_lightning.recording.encoding import encoded
+from gfi_lightning.recording.loggers.tensorboard import log_pictures
 from tests.browser import chromium, find_all, tensorboard, wait_for
 from tests.training.modules import ToyModule, loaders, make_trainer, quick_callback
 

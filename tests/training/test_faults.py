@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from gfi_lightning import History
 from gfi_lightning.recording import history, pictures
@@ -320,10 +319,3 @@ def test_an_interrupt_ends_the_run_and_leaves_the_model_as_it_was(tmp_path, monk
     assert watch.module.trainer.current_epoch == 1
     assert watch.state() == watch.before
     assert all(parameter.requires_grad for parameter in watch.module.parameters())
-
-
-def test_a_trainer_without_tensorboard_keeps_the_maps_and_says_so(tmp_path):
-    trainer = make_trainer(tmp_path, quick_callback(), logger=CSVLogger(tmp_path))
-    with pytest.warns(UserWarning, match="this Trainer has no TensorBoardLogger: maps are kept in"):
-        trainer.fit(ToyModule(), **loaders())
-    assert History.load(trainer.log_dir).steps == [0, 3, 7]

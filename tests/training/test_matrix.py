@@ -223,7 +223,7 @@ SETTINGS = {
         trainer={"barebones": True, "logger": None, "log_every_n_steps": None}
         | dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
     ),
-    "no logger": Setting({"logger": False}, explains=False),
+    "no logger": Setting({"logger": False}),
     "deterministic": Setting({"deterministic": True}),
     "detect_anomaly": Setting({"detect_anomaly": True}),
     "activation checkpointing": Setting(module=partial(Recomputing, use_reentrant=False)),

@@ -1,0 +1,44 @@
+"""Pictures as the bytes of files, in which they travel between ranks and go to loggers."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from gfi_lightning.recording.pictures import Pixels
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture as the bytes of a file that browsers show.
+
+    Attributes:
+        data: of the file.
+        height: px.
+        width: px.
+        format: "png", or "gif" where it moves.
+        caption: what it shows, in one line.
+        of_all_runs: it shows all runs so far, and takes the place of the one that was drawn at the run before.
+    """
+
+    data: bytes
+    height: int
+    width: int
+    format: str = "png"
+    caption: str = ""
+    of_all_runs: bool = False
+
+    def image(self) -> Image.Image:
+        """The picture itself; of an animation the first frame."""
+        return Image.open(io.BytesIO(self.data))
+
+
+Pictures = dict[str, EncodedPicture]  # by tag
+
+
+def encoded(pixels: Pixels, caption: str = "", of_all_runs: bool = False) -> EncodedPicture:
+    """Compress a picture (height, width, 3), uint8, lightly: else that takes half of a run on small images."""
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+    height, width, _ = pixels.shape
+    return EncodedPicture(png.getvalue(), height, width, "png", caption, of_all_runs)

@@ -1,0 +1,120 @@
+"""Send pictures and curves to the loggers of a Trainer, to each by its own idiom.
+
+A logger of one's own, or one that is not known here, takes pictures as soon as its class has a method for them, see
+:class:`PictureLogger`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from gfi_lightning.recording.encoding import EncodedPicture, Pictures
+
+__all__ = [
+    "EncodedPicture",
+    "PictureLogger",
+    "Pictures",
+    "is_dummy",
+    "log_scalars",
+    "picture_outlets",
+    "unknown_loggers",
+]
+
+Send = Callable[[Pictures, int], None]  # pictures, and the step of the x axis
+
+# The modules beside this one that know a logger, by its class. By name, because `pytorch_lightning` and
+# `lightning.pytorch` are different class trees, and because nobody has all of these libraries.
+_IDIOMS = {
+    "TensorBoardLogger": "tensorboard",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet",
+}
+_FILES_BESIDE = "CSVLogger"  # which has no place for pictures but its folder
+
+
+class PictureLogger(Protocol):
+    """What a logger needs to be shown pictures: this one method in its class.
+
+    Example::
+
+        class MyLogger(L.pytorch.loggers.CSVLogger):
+            def log_pictures(self, pictures, step):
+                for tag, picture in pictures.items():
+                    path = Path(self.log_dir, f"{tag.replace('/', '_')}_{step}.{picture.format}")
+                    path.write_bytes(picture.data)
+    """
+
+    def log_pictures(self, pictures: Pictures, step: int) -> None:
+        """Take pictures, on the first rank.
+
+        Args:
+            pictures: by tag, as PNG or GIF; see :class:`EncodedPicture`.
+            step: of the x axis, that of the logged metrics.
+        """
+
+
+def picture_outlets(loggers: Sequence[Any], prefix: str, folder: Path | None) -> dict[str, Send]:
+    """Where a training's pictures go.
+
+    To every logger that shows pictures; to files in the folder of a CSVLogger; and where nothing of that is there, to
+    files in the training's own folder.
+
+    Args:
+        loggers: of the Trainer.
+        prefix: of all tags, and the folder of files below each log directory.
+        folder: the log directory; None: no files are to be written.
+
+    Returns:
+        By a name for messages how to send them there.
+    """
+    outlets: dict[str, Send] = {}
+
+    def add_files(log_dir: Path) -> None:
+        write = import_module(f"{__name__}.files")
+        folder = write.folder_of_pictures(log_dir, prefix)
+        outlets[f"files in {folder}"] = partial(write.log_pictures, folder, prefix)
+
+    for logger in loggers:
+        name = type(logger).__name__
+        if hasattr(type(logger), "log_pictures"):
+            outlets[name] = logger.log_pictures
+        elif (known := _known(logger)) is not None:
+            outlets[name] = partial(import_module(f"{__name__}.{_IDIOMS[known]}").log_pictures, logger)
+        elif _FILES_BESIDE in _class_names(logger):
+            add_files(Path(logger.log_dir))
+    if not outlets and folder is not None:
+        add_files(folder)
+    return outlets
+
+
+def unknown_loggers(loggers: Sequence[Any]) -> list[str]:
+    """The classes of those that are shown no pictures, because it is not known how."""
+    strangers = [
+        one
+        for one in loggers
+        if not (
+            is_dummy(one) or hasattr(type(one), "log_pictures") or _known(one) or _FILES_BESIDE in _class_names(one)
+        )
+    ]
+    return [type(one).__name__ for one in strangers]
+
+
+def is_dummy(logger: Any) -> bool:
+    """Whether it stands in for a logger where nothing is to be logged, as in a ``fast_dev_run``."""
+    return "DummyLogger" in _class_names(logger)  # of which each attribute is there that it is asked for
+
+
+def log_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Scalars by tag, to any of Lightning's loggers, at a step of the x axis."""
+    logger.log_metrics(dict(scalars), step=step)
+
+
+def _known(logger: Any) -> str | None:
+    return next((name for name in _class_names(logger) if name in _IDIOMS), None)
+
+
+def _class_names(logger: Any) -> list[str]:
+    return [base.__name__ for base in type(logger).__mro__]
