@@ -117,7 +117,7 @@ class FitRecord:
     Attributes:
         moments: by the name of a moment (a batch, the end of an epoch, a checkpoint) digests of all that was there.
         end: copies of all that was there at the end, and every logged metric.
-        explained: how many explanations were logged.
+        explained: how many explanations were logged; 1 at most where there is no logger.
         speaks: whether this rank is the one that logs.
         error: what ended the fit, if it did not end by itself.
     """
@@ -186,6 +186,8 @@ def _metrics_recorded(trainer: L.Trainer, record: FitRecord) -> Iterator[None]:
         vars(logger)["log_metrics"] = partial(listen, number, logger.log_metrics)
     try:
         yield
+        if not loggers:  # other callbacks are told them all the same
+            record.explained += any(_EXPLAINED.fullmatch(name) for name in trainer.callback_metrics)
     finally:
         for logger in loggers:
             vars(logger).pop("log_metrics", None)
