@@ -214,6 +214,11 @@ class GuidedFeatureInversion:
             targets=targets,
             against=others,
             depths=inversion.depths.stacked(),
+            layers=tuple(inversion.depths.layers),
+            grids=tuple(inversion.depths.grids),
+            images=inversion.images,
+            predicted=inversion.predicted,
+            predicted_score=inversion.predicted_score,
             **fields,
         )
 

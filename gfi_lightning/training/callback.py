@@ -19,6 +19,7 @@ from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
 from gfi_lightning.logs import logger
 from gfi_lightning.recording.history import History
+from gfi_lightning.recording.images import normalization
 from gfi_lightning.recording.loggers import Pictures, encoded, shows_images
 from gfi_lightning.recording.pictures import draw_sample
 from gfi_lightning.training import arguments, internals
@@ -193,7 +194,7 @@ class GFICallback(L.Callback):
             targets=targets,
             layer=layer,
             class_names=class_names,
-            normalization=arguments.normalization(mean, std),
+            normalization=normalization(mean, std),
             batch=batch,
             regions=regions,
             explainer={

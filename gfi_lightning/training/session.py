@@ -21,7 +21,7 @@ from gfi_lightning.inversion.scores import describe
 from gfi_lightning.logs import logger
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.recording.curves import Curves, CurveTracker
-from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
+from gfi_lightning.recording.images import displayable, in_unit_range
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
 from gfi_lightning.training.ranks import Ranks
@@ -317,17 +317,14 @@ class Session:
             self._tracker.forget_maps()
 
     def _displayable(self, images: Tensor) -> Tensor:
-        if self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1]):
-            return denormalized(images, *self._normalization)
-        if in_unit_range(images):
-            return images.float().cpu()
-        if not self._said_own_range:
+        fits = self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1])
+        if not fits and not in_unit_range(images) and not self._said_own_range:
             self._said_own_range = True
             logger.info(
                 "No Normalize step was found in the data set's transform: each picture is shown by its own range. "
                 "Give GFICallback(mean=..., std=...) for true colours."
             )
-        return stretched(images)
+        return displayable(images, self._normalization if fits else None)
 
 
 def _names_only(layer: LayerLike | Sequence[LayerLike] | None) -> str | list[str] | None:
