@@ -1,6 +1,7 @@
 """Our log lines."""
 
 import logging
+import sys
 
 logger = logging.getLogger("gfi_lightning")
 
@@ -10,6 +11,10 @@ class _UnlessConfigured(logging.StreamHandler):  # type: ignore[type-arg]  # no 
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not logging.getLogger().handlers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr  # the one of now: progress bars put another one there, which writes above them
+        super().emit(record)
 
 
 if not logger.handlers:

@@ -27,6 +27,7 @@ LIBRARIES = {
     "albumentations": ("albumentations", "dev"),
     "quantus": ("quantus", "dev"),
     "mkdocs": ("mkdocstrings", "docs"),
+    "notebook": ("nbclient", "dev"),
     "jsonargparse": ("jsonargparse", "cli"),
 }
 

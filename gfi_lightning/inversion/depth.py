@@ -1,6 +1,6 @@
 """Several depths of one network, each seen from a layer of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ class Depth(Network):
         model: the model, in eval mode whenever it is run.
         layer: of this depth.
         forward: (model, images) → output; None: ``model(images)``.
+        on_pass: called before each forward pass.
     """
 
-    def __init__(self, model: nn.Module, layer: LayerLike, forward: Forward | None) -> None:
-        super().__init__(model, layer, None, forward)
+    def __init__(
+        self, model: nn.Module, layer: LayerLike, forward: Forward | None, on_pass: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(model, layer, None, forward, on_pass=on_pass)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """Guided feature inversion over a batch of images (Du, Liu, Song, Hu: KDD 2018, arXiv 1804.00506)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,9 @@ class GuidedFeatureInversion:
             that were made with the same one.
         generator: for the "noise" background; the same seed gives the same map.
         forward: how to call the model, (model, images) → output; None: ``model(images)``.
+        on_pass: called before each forward pass, without arguments, such as ``tqdm(total=...).update``;
+            :meth:`passes` tells how many there will be. What it raises ends the explanation.
+        announce: told which base layer was found, in one line; None: that becomes a log line.
 
     Raises:
         UsageError: an argument is unknown or out of range.
@@ -111,14 +114,16 @@ class GuidedFeatureInversion:
         chunk_size: int | None = None,
         generator: torch.Generator | None = None,
         forward: Forward | None = None,
+        on_pass: Callable[[], object] | None = None,
+        announce: Callable[[str], object] | None = None,
     ) -> None:
         check_score(score)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         self.recipe = find_recipe(recipe)
         self.score = score
-        self._network = Network(model, layer, inversion_layer, forward, self.recipe.resolutions)
-        self._depths = [] if layers is None else [Depth(model, one, forward) for one in as_layers(layers)]
+        self._network = Network(model, layer, inversion_layer, forward, self.recipe.resolutions, on_pass, announce)
+        self._depths = [] if layers is None else [Depth(model, one, forward, on_pass) for one in as_layers(layers)]
         if layers is not None and not self._depths:
             raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
         self._background = background_function(background, generator)
@@ -214,6 +219,11 @@ class GuidedFeatureInversion:
             targets=targets,
             against=others,
             depths=inversion.depths.stacked(),
+            layers=tuple(inversion.depths.layers),
+            grids=tuple(inversion.depths.grids),
+            images=inversion.images,
+            predicted=inversion.predicted,
+            predicted_score=inversion.predicted_score,
             **fields,
         )
 
@@ -224,6 +234,21 @@ class GuidedFeatureInversion:
         height, width = image_size(images)
         most = _LARGEST_CHUNK_ON_CPU // (height * width) if images.device.type == "cpu" else _LARGEST_CHUNK
         return min(max(most, 1), _LARGEST_CHUNK)
+
+    def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
+        """How many forward passes the two stages take.
+
+        A few more may be needed in the first explanation, to find the layer or to get at a gradient.
+
+        Args:
+            images: shape (N, C, H, W).
+            targets: of each image.
+        """
+        size, recipe = self.chunk_size_for(images), self.recipe
+        chunks = [min(size, len(images) - start) for start in range(0, len(images), size)]
+        first = len(chunks) * (1 + recipe.inversion_steps * (1 + len(self._depths)))
+        parts = sum(-(-chunk * targets // size) for chunk in chunks)
+        return first, parts * (recipe.evidence_passes + max(recipe.target_steps, 1))
 
     def _background_of(self, images: Tensor) -> Tensor:
         # Autocast would blur in half precision.

@@ -55,6 +55,8 @@ class Network:
         inversion_layer: None: the last base layer.
         forward: (model, images) → output; None: ``model(images)``.
         resolutions: how many base layers are looked for.
+        on_pass: called before each forward pass.
+        announce: told which base layers were found.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Network:
         inversion_layer: LayerLike | None,
         forward: Forward | None,
         resolutions: int = 1,
+        on_pass: Callable[[], object] | None = None,
+        announce: Callable[[str], object] | None = None,
     ) -> None:
         self.model = model
         self.base = () if layer is None else tuple(self._parsed(one) for one in as_layers(layer))
@@ -73,6 +77,8 @@ class Network:
         self._resolutions = resolutions
         self._calls: dict[Layer, int] = {}
         self._forward = forward
+        self._on_pass = on_pass
+        self._announce = announce or logger.info
         self._lifts_no_grad = False
 
     @property
@@ -93,6 +99,8 @@ class Network:
         return self._run(images) if self._cuts_gradient(images, first_tensor(output)) else output
 
     def _run(self, images: Tensor) -> Any:
+        if self._on_pass is not None:
+            self._on_pass()
         begin_pass()
         with _LiftedNoGrad() if self._lifts_no_grad else nullcontext():
             return self.model(images) if self._forward is None else self._forward(self.model, images)
@@ -212,7 +220,7 @@ class Network:
                 f"No module of {type(self.model).__name__} gives a feature map with more than one position for "
                 f"images of shape {tuple(images.shape)}: use larger images, or a network with convolutions or patches."
             )
-        logger.info(search.announcement(chosen))
+        self._announce(search.announcement(chosen))
         self.base = tuple(found.layer for found in chosen)
 
     def _tried(self, image: Tensor) -> list[Found]:

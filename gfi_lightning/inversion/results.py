@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,13 +14,19 @@ from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.optimizer import Optimizer
 from gfi_lightning.inversion.scores import logits_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHOWN = 16  # images in a picture, unless asked for more: it grows by some 350 px with each
+_LISTED = 8  # targets in a line of text
+
 
 @dataclass(frozen=True)
 class Explanation:
     """What guided feature inversion found, for N images and their targets.
 
     ``*`` stands for the shape of the targets, (N,) or (N, T); K is the number of channels of
-    all base layers together.
+    all base layers together. In a notebook it shows itself as a picture, that of :meth:`plot`.
 
     Attributes:
         heatmaps: (*, H, W), float32 in [0, 1]: what the target needs (stage 2); zero where degenerate.
@@ -35,6 +43,12 @@ class Explanation:
             where none were asked for, see ``layers`` of :class:`~gfi_lightning.GuidedFeatureInversion`.
         signs: (*, K), int8: what each ω_k A_k is multiplied by in the mask's sum. 1, but −1 for a feature map that
             speaks against the target and 0 for one that is left out, where the recipe starts from the evidence.
+        images: (N, C, H, W): what was explained, as the model saw it, for :meth:`plot`; a copy, which stays as it is
+            when those that were given are changed in place.
+        predicted: (N,), int64: the class with the highest score; None where the output holds no logits.
+        predicted_score: (N,): that score; None likewise.
+        layers: the names of the D depths.
+        grids: their resolutions, (h, w).
     """
 
     heatmaps: Tensor
@@ -48,12 +62,90 @@ class Explanation:
     against: Tensor | None = None
     depths: Tensor | None = None
     signs: Tensor | None = None
+    images: Tensor | None = None
+    predicted: Tensor | None = None
+    predicted_score: Tensor | None = None
+    layers: tuple[str, ...] = ()
+    grids: tuple[tuple[int, int], ...] = ()
 
     def select(self, chosen: Tensor) -> "Explanation":
         """The same for some of the images: chosen has shape (N,), bool."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
-        selected: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in every.items()}
-        return Explanation(**selected)
+        selected: dict[str, Any] = {name: one[chosen] for name, one in every.items() if isinstance(one, Tensor)}
+        return replace(self, **selected)
+
+    def plot(
+        self,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        limit: int | None = _SHOWN,
+    ) -> "Figure":
+        """A picture: for each image a row of the image, stage 1, and the map of each target, with its scores.
+
+        Below each comes a row of what the depths preserve, if there are any.
+
+        Args:
+            class_names: by class index; None: the index is shown.
+            mean: of the images' normalisation, per channel, to show images as they were. None: images are shown as
+                they are if all values lie in [0, 1], else each by its own range.
+            std: likewise.
+            limit: images that are shown, from the first one; None: all. :meth:`select` picks others.
+
+        Returns:
+            A Matplotlib figure, which shows itself in a notebook, and otherwise has ``savefig``. It needs no display,
+            and pyplot does not know it.
+
+        Raises:
+            UsageError: mean, std or limit cannot be used.
+        """
+        # Only now: the method itself knows no Matplotlib, and never waits for its import.
+        from gfi_lightning.recording.explained import figure
+
+        return figure(self, class_names, mean, std, limit)
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        limit: int | None = _SHOWN,
+    ) -> None:
+        """Write the picture of :meth:`plot` to a file.
+
+        Args:
+            path: with the suffix .png, .jpg, .jpeg or .pdf. What is there is replaced.
+            class_names: as in :meth:`plot`.
+            mean: likewise.
+            std: likewise.
+            limit: likewise.
+
+        Raises:
+            UsageError: the suffix is another one, the folder does not exist, or mean, std or limit cannot be used.
+        """
+        from gfi_lightning.recording.explained import save
+
+        save(self, path, class_names, mean, std, limit)
+
+    def __repr__(self) -> str:
+        count, (height, width) = len(self.foreground), self.heatmaps.shape[-2:]
+        each = f"{self.targets.shape[1]} targets each" if self.targets.ndim == 2 else "1 target each"
+        listed = f"targets {self.targets.tolist()}" if self.targets.numel() <= _LISTED else each
+        means = (
+            [f"{name} {getattr(self, name).float().mean():.2f}" for name in ("preserved", "removed")] if count else []
+        )
+        without = int(self.degenerate.sum())
+        parts = [listed, *means, *([f"{without} without evidence"] if without else [])]
+        return f"<Explanation of {count} image{'s' * (count != 1)} of {height} × {width}: {', '.join(parts)}>"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows; None where it cannot be drawn, for which notebooks have the line of text."""
+        with suppress(Exception):  # which would hide the object itself
+            from gfi_lightning.recording.explained import png
+
+            return png(self, limit=_SHOWN)
+        return None
 
 
 @dataclass(frozen=True)
@@ -155,6 +247,11 @@ class Inversion:
     def chunk_sizes(self) -> list[int]:
         """How many images were optimised together, and then together."""
         return [len(chunk.images) for chunk in self.chunks]
+
+    @property
+    def images(self) -> Tensor:
+        """The images, (N, C, H, W), as the model saw them; of a single chunk they are no copy."""
+        return self.chunks[0].images if len(self.chunks) == 1 else torch.cat([chunk.images for chunk in self.chunks])
 
     def logits(self) -> Tensor:
         """The model's logits for the untouched images, shape (N, classes).

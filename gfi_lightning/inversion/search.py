@@ -1,6 +1,6 @@
 """Find the base layers of a network by looking at one forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -60,9 +60,6 @@ class Found:
     def grid(self) -> Grid:
         """Its resolution, (h, w)."""
         return self.shape[1], self.shape[2]
-
-    def __str__(self) -> str:
-        return f"{self.layer}, feature maps of {times(self.shape)}"
 
 
 class FeatureMapSearch:
@@ -133,8 +130,7 @@ class FeatureMapSearch:
 
     def announcement(self, chosen: list[Found]) -> str:
         """What was found, in one line; and what would be finer, where it is too coarse to show much."""
-        several = len(chosen) > 1
-        line = f"Base layer{'s' if several else ''}: {' and '.join(map(str, chosen))}."
+        line = base_layers([(str(found.layer), found.shape) for found in chosen])
         finest = chosen[0].grid
         finer = [found for found in self._trail if _positions(found.grid) >= _FEW_POSITIONS]
         if _positions(finest) >= _FEW_POSITIONS or not finer:
@@ -261,6 +257,12 @@ def _descendants(ancestor: Tensor, tensors: list[Tensor]) -> set[Any]:
             found.add(node)
             waiting += children.get(node, [])
     return found
+
+
+def base_layers(chosen: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Layers and the shapes of their feature maps, (K, h, w), in a sentence."""
+    described = " and ".join(f"{name}, feature maps of {times(tuple(shape))}" for name, shape in chosen)
+    return f"Base layer{'s' * (len(chosen) > 1)}: {described}."
 
 
 def _positions(grid: Grid) -> int:

@@ -1,9 +1,14 @@
 """From images as the model sees them to images as people see them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gfi_lightning.errors import UsageError
+
+Normalization = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation, per channel
 
 
 def denormalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -26,3 +31,31 @@ def stretched(images: Tensor) -> Tensor:
     images = images.float().cpu().nan_to_num()
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-12), 0.5)
+
+
+def displayable(images: Tensor, normalization: Normalization | None) -> Tensor:
+    """Images (N, C, H, W) in [0, 1]: as they were before normalising, or as they are, or each by its own range."""
+    if normalization is not None:
+        return denormalized(images, *normalization)
+    return images.float().cpu() if in_unit_range(images) else stretched(images)
+
+
+def normalization(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation per channel, or None where neither was given.
+
+    Raises:
+        UsageError: only one of them was, or they are no numbers, or not as many.
+    """
+    if mean is None and std is None:
+        return None
+    means, deviations = _numbers(mean), _numbers(std)
+    if not means or len(means) != len(deviations):
+        raise UsageError(f"mean={mean} and std={std} must be given together, one number per channel each.")
+    return means, deviations
+
+
+def _numbers(values: Any) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):  # a single number, text
+        return []

@@ -88,14 +88,7 @@ def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Seque
     Returns:
         Pixels (height, width, 3), uint8.
     """
-    panels = [
-        Panel(enlarged(sample.image), "image", _label_and_prediction(sample, class_names)),
-        Panel(overlay(sample.image, sample.foreground), "stage 1: any class", ["what the features preserve"]),
-    ]
-    for target in sample.targets:
-        picture = overlay(sample.image, target.heatmap)
-        title, rest = _question(target, class_names, "stage 2: ", picture.width)
-        panels.append(Panel(picture, title, [*rest, _role(target, sample), *_scores(target)]))
+    panels = sample_panels(sample, class_names)
     # Two beside each other: TensorBoard's cards are narrow, and shrink what is wide until nobody can read it.
     rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
     pixels = compose(rows, f"sample {number}  ·  step {step}")
@@ -114,6 +107,27 @@ def _named(target: TargetRecord, class_names: Sequence[str] | None) -> list[str]
     return [name] if target.against is None else [name, f"rather than {class_name(target.against, class_names)}"]
 
 
+def sample_panels(
+    sample: SampleRecord, class_names: Sequence[str] | None, title: str = "image", longer_side: int = _PANEL
+) -> list[Panel]:
+    """The image, with a title, stage 1, and each target's overlay, with captions.
+
+    Args:
+        sample: what was seen.
+        class_names: by class index; None: the index is shown.
+        title: of the image.
+        longer_side: of each, px; see :func:`enlarged`.
+    """
+    image = Panel(enlarged(sample.image, longer_side), title, _label_and_prediction(sample, class_names))
+    foreground = overlay(sample.image, sample.foreground, longer_side)
+    panels = [image, Panel(foreground, "stage 1: any class", ["what the features preserve"])]
+    for target in sample.targets:
+        picture = overlay(sample.image, target.heatmap, longer_side)
+        title, rest = _question(target, class_names, "stage 2: ", picture.width)
+        panels.append(Panel(picture, title, [*rest, _role(target, sample), *_scores(target)]))
+    return panels
+
+
 def draw_depths(sample: SampleRecord, width: int) -> Pixels:
     """What each depth still sees, from the first to the last, four beside each other.
 
@@ -127,16 +141,21 @@ def draw_depths(sample: SampleRecord, width: int) -> Pixels:
     count = len(sample.depths)
     columns = max(-(-count // -(-count // _DEPTHS_IN_A_ROW)), 2)
     each = (width - (columns + 1) * _MARGIN) // columns
-    panels = [
+    panels = depth_panels(sample, each)
+    rows = [panels[start : start + columns] for start in range(0, count, columns)]
+    return compose(rows, "what each depth still sees", color_bar=False)
+
+
+def depth_panels(sample: SampleRecord, width: int) -> list[Panel]:
+    """What each depth still sees, each as wide as said, px."""
+    return [
         Panel(
-            _of_width(overlay(sample.image, depth.heatmap), each),
-            fitted(depth.layer, each, bold=True, keep_end=True),
+            _of_width(overlay(sample.image, depth.heatmap), width),
+            fitted(depth.layer, width, bold=True, keep_end=True),
             [" × ".join(map(str, depth.grid))],
         )
         for depth in sample.depths
     ]
-    rows = [panels[start : start + columns] for start in range(0, count, columns)]
-    return compose(rows, "what each depth still sees", color_bar=False)
 
 
 def _of_width(picture: Image.Image, width: int) -> Image.Image:

@@ -106,7 +106,7 @@ def sample_records(
     """
     targets: list[list[TargetRecord]] = [[] for _ in images]
     for numbers, explanation in explanations:
-        for number, records in zip(numbers, _target_records(explanation), strict=True):
+        for number, records in zip(numbers, target_records(explanation), strict=True):
             targets[number] += records
     return [
         SampleRecord(
@@ -128,7 +128,7 @@ def _depth_records(depths: Depths, number: int) -> list[DepthRecord]:
     return [DepthRecord(layer, grid, heatmaps[number].cpu()) for layer, grid, heatmaps in parts]
 
 
-def _target_records(explanation: Explanation) -> list[list[TargetRecord]]:
+def target_records(explanation: Explanation) -> list[list[TargetRecord]]:
     """For each sample the records of its targets."""
     targets = explanation.targets.reshape(len(explanation.targets), -1)  # (N,) and (N, T) alike as (N, T)
     count, each = targets.shape

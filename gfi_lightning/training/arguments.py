@@ -108,24 +108,3 @@ def check_on_error(on_error: Any) -> None:
     """Raise UsageError for what is no way to treat an error."""
     if on_error not in ("warn", "raise"):
         raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
-
-
-def normalization(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation per channel, or None where neither was given.
-
-    Raises:
-        UsageError: only one of them was, or they are no numbers, or not as many.
-    """
-    if mean is None and std is None:
-        return None
-    means, deviations = _numbers(mean), _numbers(std)
-    if not means or len(means) != len(deviations):
-        raise UsageError(f"mean={mean} and std={std} must be given together, one number per channel each.")
-    return means, deviations
-
-
-def _numbers(values: Any) -> list[float]:
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):  # a single number, text
-        return []

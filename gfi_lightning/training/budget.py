@@ -36,6 +36,11 @@ class Budget:
         spent = self._spent + (0.0 if self._spending_since is None else now - self._spending_since)
         return spent / (now - self._began) if now > self._began else 0.0
 
+    @property
+    def last_cost(self) -> float | None:
+        """What the last run took that went well, in seconds; None: there was none."""
+        return self._costs[-1] if self._costs else None
+
     def allows_another(self) -> bool:
         """Whether another run keeps within the limit, and leaves room for the last one."""
         if self.max_overhead is None or self._started < _RUNS_WITHOUT_LIMIT:
@@ -53,7 +58,7 @@ class Budget:
     @contextmanager
     def spending(self) -> Iterator[None]:
         """What is done within belongs to explaining."""
-        _wait_for_gpu()
+        wait_for_gpu()
         self._spending_since = time.monotonic()
         try:
             yield
@@ -80,7 +85,7 @@ class Budget:
         return f"explained {self._explained} of {scheduled} scheduled runs, {self.overhead:.1%} of the time"
 
 
-def _wait_for_gpu() -> None:
+def wait_for_gpu() -> None:
     """The training's own work that is still queued there must not count as ours."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -18,14 +18,16 @@ from gfi_lightning.inversion.layers import LayerLike, as_layers, module_name
 from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import ScoreFunction, check_score
-from gfi_lightning.logs import logger
 from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.history import History
-from gfi_lightning.recording.loggers import picture_outlets, unknown_loggers
+from gfi_lightning.recording.images import normalization
+from gfi_lightning.recording.loggers import is_tensorboard, picture_outlets, unknown_loggers
 from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
+from gfi_lightning.training.notices import first_line, last_line, runs_to_come, samples_in_words, title
+from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import Regions, check_alarm, check_alarm_names, check_regions
 from gfi_lightning.training.samples import SplitBatch, is_batch
@@ -108,6 +110,9 @@ class GFICallback(L.Callback):
             (images, labels); None: the usual forms are understood.
         name: of this callback, where a Trainer has several: its tags start with ``gfi/<name>/``. Without names
             the first one's start with ``gfi/``, the second one's with ``gfi/2/``, and so on.
+        verbose: say in one line at the start of a fit what is explained and what it will cost, in one at its end where
+            things are, and show a progress bar, in the style of the Trainer's own, where an explanation takes longer
+            than two seconds. False: nothing but warnings.
         on_error: "warn": a failure to explain becomes one warning and training goes on; "raise": it ends it.
 
     Raises:
@@ -128,6 +133,8 @@ class GFICallback(L.Callback):
     _restored: dict[str, Any]
     _budget: Budget
     _showing: Showing | None
+    _samples_in_words: str | None
+    _said_hello: bool
 
     def __init__(
         self,
@@ -158,6 +165,7 @@ class GFICallback(L.Callback):
         prog_bar: Sequence[str] = (),
         keep_weights: bool = False,
         name: str | None = None,
+        verbose: bool = True,
         on_error: str = "warn",
     ) -> None:
         arguments.check_schedule(schedule, every_n_epochs, every_n_steps)
@@ -187,6 +195,7 @@ class GFICallback(L.Callback):
         self._schedule = Schedule.of(schedule, every_n_epochs, every_n_steps)
         self.prog_bar = tuple(prog_bar)
         self.name = name
+        self.verbose = verbose
         self.on_error = on_error
         self._wishes = Wishes(per_class, per_sample, keep_weights, dict(alarm or {}))
         self._settings = Settings(
@@ -195,7 +204,7 @@ class GFICallback(L.Callback):
             targets=targets,
             layer=layer,
             class_names=class_names,
-            normalization=arguments.normalization(mean, std),
+            normalization=normalization(mean, std),
             batch=batch,
             regions=regions,
             explainer={
@@ -269,6 +278,12 @@ class GFICallback(L.Callback):
                 self._finish(trainer)
 
     @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was done and where it is, below the progress bar, which is closed by now."""
+        with self._faults.guarded():
+            self._say_goodbye(trainer)
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain under ``trainer.validate``."""
         if trainer.state.fn == "validate":
@@ -308,6 +323,7 @@ class GFICallback(L.Callback):
         if self._showing is None:
             return None
         self._finish(trainer)
+        self._say_goodbye(trainer)
         return self._showing.history
 
     @override
@@ -350,10 +366,12 @@ class GFICallback(L.Callback):
         self._updates_at_last_run = None
         self._log_dir = None
         self._draws = False
-        self._faults = Faults(self.on_error == "raise")
+        self._faults = Faults(self.on_error == "raise", self.verbose)
         self._restored = {}
         self._budget = Budget(self.max_overhead)
         self._showing = None
+        self._samples_in_words = None
+        self._said_hello = False
 
     def _name_layers(self, pl_module: L.LightningModule) -> None:
         """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""
@@ -376,7 +394,9 @@ class GFICallback(L.Callback):
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
             loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
-            self._session = Session(self._settings, loader, self._restored, self._faults.warn, ranks)
+            self._session = Session(
+                self._settings, loader, self._restored, self._faults.warn, self._faults.inform, ranks
+            )
         if callable(self._settings.regions):  # whose names are known only now
             check_alarm_names(self._wishes.alarm, self._session.regions)
         self._last_step = self._restored.get("last_step")
@@ -431,13 +451,15 @@ class GFICallback(L.Callback):
             return {}
         ranks = session.ranks
         with self._budget.run(step), preserved_rng(_SEED):
-            seen = session.explain(trainer, pl_module, measure_floor=epoch is not None)
+            progress = self._progress(trainer)
+            seen = session.explain(trainer, pl_module, measure_floor=epoch is not None, progress=progress)
             # Together, because with on_error="raise" a failure ends the run on every rank.
             pictures = ranks.agree(lambda: self._draw(session, seen, step))
             gathered = ranks.gather((seen, pictures, self._faults.take_unsaid()))
             scalars = ranks.from_first(lambda: self._show(trainer, session, gathered or [], step, epoch))
         self._last_step = step
         self._updates_at_last_run = step + 1
+        self._say_hello(trainer, session)
         return scalars
 
     def _draw(self, session: Session, seen: Seen, step: int) -> Pictures:
@@ -464,6 +486,7 @@ class GFICallback(L.Callback):
             self._faults.warn(*said_elsewhere)
         seen = [part for part, _, _ in gathered]
         record = session.record(seen, step, epoch)
+        self._samples_in_words = samples_in_words(record, "" if is_batch(self._settings.samples) else "validation ")
         curves = session.curves(record, seen)
         drawn = {tag: picture for _, part, _ in gathered for tag, picture in part.items()} if self._draws else None
         # A clock makes no two runs alike.
@@ -476,10 +499,37 @@ class GFICallback(L.Callback):
         return self._showing.show(trainer.loggers, record, curves, drawn, overhead, is_untrained)
 
     def _finish(self, trainer: L.Trainer) -> None:
-        """Draw what is drawn once, at the end, and say what there is, on the first rank."""
+        """Draw what is drawn once, at the end, on the first rank."""
         if self._showing is not None and self._last_step is not None and self._draws:
             self._showing.finish(trainer.loggers, self._last_step)
-        logger.info(f"GFICallback {self._budget}.")
+
+    def _progress(self, trainer: L.Trainer) -> Progress:
+        """A bar, on the first rank, if the Trainer has one."""
+        shown = self.verbose and internals.is_first_rank()
+        opener = bar_opener(trainer, f"{title(self._prefix, ROOT)} explains") if shown else None
+        return QUIET if opener is None else SlowProgress(opener, self._faults)
+
+    def _say_hello(self, trainer: L.Trainer, session: Session) -> None:
+        """After the first run of a fit, from which it is known what a run takes."""
+        if self._said_hello or self._samples_in_words is None or trainer.state.fn != "fit":
+            return
+        self._said_hello = True
+        with self._faults.guarded(), attempt("say what it explains", ""):
+            to_come = runs_to_come(trainer, self._schedule)
+            name, floor = title(self._prefix, ROOT), session.floor_seconds
+            line = first_line(
+                name, self._samples_in_words, session.base_layers, self._schedule, self._budget, floor, to_come
+            )
+            self._faults.inform(line)
+
+    def _say_goodbye(self, trainer: L.Trainer) -> None:
+        """What was done and where it is, on the first rank."""
+        if self._session is None or not internals.is_first_rank():
+            return
+        boards = [str(one.log_dir) for one in trainer.loggers if is_tensorboard(one)] if self._draws else []
+        folder = None if self._log_dir is None or self._showing is None else str(self._log_dir / self._prefix)
+        log_dir = None if self._log_dir is None else str(self._log_dir)
+        self._faults.inform(last_line(title(self._prefix, ROOT), self._budget, folder, log_dir, boards))
 
     def _warn_of_stale_monitors(self, trainer: L.Trainer) -> None:
         if self._schedule.every_n_epochs is None:

@@ -17,10 +17,12 @@ class Faults:
 
     Args:
         raises: failures end the run instead.
+        verbose: what is no fault is said, too.
     """
 
-    def __init__(self, raises: bool) -> None:
+    def __init__(self, raises: bool, verbose: bool = True) -> None:
         self._raises = raises
+        self._verbose = verbose
         self._said: set[str] = set()
         self._unsaid: Said = []
 
@@ -52,7 +54,7 @@ class Faults:
 
     def inform(self, message: str) -> None:
         """Say what is no fault, once."""
-        if self._is_new(message):
+        if self._verbose and self._is_new(message):
             logger.info(message)
 
     def take_unsaid(self) -> Said:

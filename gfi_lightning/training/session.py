@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
-from gfi_lightning.logs import logger
+from gfi_lightning.inversion.search import base_layers
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.recording.curves import Curves, CurveTracker
-from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
+from gfi_lightning.recording.images import displayable, in_unit_range
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
+from gfi_lightning.training.budget import wait_for_gpu
+from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
 from gfi_lightning.training.samples import (
@@ -79,16 +82,26 @@ class Session:
         loader: the validation loader; None where there is none, or where a ready batch was given.
         restored: :meth:`state` of the session that a checkpoint resumes, or an empty dict.
         warn: says something once.
+        inform: likewise, of what is no fault.
         ranks: that take part.
 
     Raises:
         UsageError: there is nothing to read, or the samples do not exist.
     """
 
-    def __init__(self, settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loader: Any,
+        restored: dict[str, Any],
+        warn: Warn,
+        inform: Callable[[str], None],
+        ranks: Ranks,
+    ) -> None:
         dataset = getattr(loader, "dataset", None)
         self._settings = settings
         self._warn = warn
+        self._inform = inform
         self.ranks = ranks
         self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
         self._normalization = settings.normalization or find_normalization(dataset)
@@ -97,13 +110,14 @@ class Session:
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or restored.get("layer")
         self._chunk_size: int | None = settings.explainer["chunk_size"]
         self._writes_parameters = True
-        self._said_own_range = self._said_present = False
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
         self._tracker = CurveTracker(restored if same_samples else {})
         self._floor_of: str | None = restored.get("floor_of") if same_samples else None  # the precision and device
         self._masks: dict[str, Tensor] | None = None
+        self.base_layers = ""  # in words, once there was a run
+        self.floor_seconds = 0.0  # what measuring the noise floor took in the last run
 
     @property
     def regions(self) -> list[str]:
@@ -121,13 +135,16 @@ class Session:
             **self._tracker.state(),
         }
 
-    def explain(self, trainer: L.Trainer, pl_module: L.LightningModule, measure_floor: bool = False) -> Seen:
+    def explain(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, measure_floor: bool = False, progress: Progress = QUIET
+    ) -> Seen:
         """Explain the samples with the weights as they are; the module is left as it was found.
 
         Args:
             trainer: of the module.
             pl_module: to be explained.
             measure_floor: how far maps move by rounding alone is measured, too, unless it has been in this precision.
+            progress: told of each forward pass on this rank.
 
         Returns:
             What was seen on this rank.
@@ -135,29 +152,42 @@ class Session:
         Raises:
             UsageError: the batch, the layers, the targets or the class names cannot be used.
         """
-        with ExitStack() as stack:
+        with progress, ExitStack() as stack:
             self.ranks.agree(lambda: self._enter(stack, trainer, pl_module))
             batch = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(batch.images))
             share = Share(
                 explainer=GuidedFeatureInversion(
-                    pl_module, self._layer, **self._settings.explainer | {"chunk_size": self._chunk_size}
+                    pl_module,
+                    self._layer,
+                    **self._settings.explainer | {"chunk_size": self._chunk_size},
+                    on_pass=progress.begin_pass,
+                    announce=self._announced,
                 ),
                 context=trainer.precision_plugin.forward_context,
                 settings=self._settings,
                 given=describe(self._samples.batch),
                 batch=batch.rows(numbers),
             )
+            floor_of = f"{trainer.precision} on {pl_module.device.type}"
+            measure_floor = measure_floor and floor_of != self._floor_of
+            progress.expect(share.first_passes() * (1 + measure_floor))
             try:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
                 self._layer = self._layer or share.explainer.layer
-            floor_of = f"{trainer.precision} on {pl_module.device.type}"
-            floors = []
-            if measure_floor and floor_of != self._floor_of:
+            self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
+            floors, self.floor_seconds = [], 0.0
+            if measure_floor:
+                wait_for_gpu()
+                began = time.monotonic()
                 floors, self._floor_of = self._floors(share, explanations[0][1], inversion.grid), floor_of
-            explanations += self._explain_further(share, inversion)
+                self.floor_seconds = time.monotonic() - began
+            explanations += self._explain_further(share, inversion, progress)
         return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
+
+    def _announced(self, base_layers: str) -> None:
+        self.base_layers = base_layers
 
     def _floors(self, share: "Share", explanation: Explanation, grid: tuple[int, int]) -> list[float]:
         """How far each map moves by rounding alone."""
@@ -168,9 +198,10 @@ class Session:
         )
         return heatmap_drift(first[:, 0], second[:, 0]).tolist()
 
-    def _explain_further(self, share: "Share", inversion: Inversion) -> Explanations:
+    def _explain_further(self, share: "Share", inversion: Inversion, progress: Progress) -> Explanations:
         """Stage 2 for the targets that not every sample has, with as many passes on every rank."""
         turns = share.further_targets(inversion)
+        progress.expect(share.further_passes(inversion, turns))
         count = max(self.ranks.everyones(len(turns)))
         turns += [Turn.of_nobody(share.batch.images)] * (count - len(turns))
         return [one for turn in turns for one in self._explain_turn(share, inversion, turn)]
@@ -241,9 +272,7 @@ class Session:
         targets, score = self._settings.targets, self._settings.explainer["score"]
         if targets == "label" and present is not None and score == "sigmoid":
             targets = "present"
-            if not self._said_present:
-                self._said_present = True
-                logger.info("The labels are multi-hot: each class that is present is explained (targets='present').")
+            self._inform("The labels are multi-hot: each class that is present is explained (targets='present').")
         elif targets == "label" and labels is None:
             what, advice = ("", "targets= or batch= for others") if present is None else _MULTI_HOT
             self._warn(
@@ -317,17 +346,18 @@ class Session:
             self._tracker.forget_maps()
 
     def _displayable(self, images: Tensor) -> Tensor:
-        if self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1]):
-            return denormalized(images, *self._normalization)
-        if in_unit_range(images):
-            return images.float().cpu()
-        if not self._said_own_range:
-            self._said_own_range = True
-            logger.info(
+        fits = self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1])
+        if not fits and not in_unit_range(images):
+            self._inform(
                 "No Normalize step was found in the data set's transform: each picture is shown by its own range. "
                 "Give GFICallback(mean=..., std=...) for true colours."
             )
-        return stretched(images)
+        return displayable(images, self._normalization if fits else None)
+
+
+def _in_words(explainer: GuidedFeatureInversion, inversion: Inversion) -> str:
+    names = [explainer.layer] if isinstance(explainer.layer, str) else list(explainer.layer or ())
+    return base_layers([(name, maps.shape[1:]) for name, maps in zip(names, inversion.chunks[0].maps, strict=True)])
 
 
 def _names_only(layer: LayerLike | Sequence[LayerLike] | None) -> str | list[str] | None:

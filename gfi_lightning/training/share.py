@@ -99,6 +99,19 @@ class Share:
         """Images that are optimised at once."""
         return min(self.explainer.chunk_size_for(self.batch.images), len(self.batch.images))
 
+    def first_passes(self) -> int:
+        """Forward passes of stage 1, and of stage 2 for the targets that every sample has.
+
+        As if that were one, where a function chooses them.
+        """
+        targets = self.settings.targets
+        return sum(self.explainer.passes(self.batch.images, len(targets) if isinstance(targets, list) else 1))
+
+    def further_passes(self, inversion: Inversion, turns: Sequence["Turn"]) -> int:
+        """Forward passes of stage 2 for more targets."""
+        chunks = [part for turn in turns for part in turn.chosen.split(inversion.chunk_sizes)]
+        return sum(bool(part.any()) for part in chunks) * self.explainer.passes(self.batch.images[:1])[1]
+
     def explain_targets(self) -> tuple[Inversion, Explanations]:
         """Stage 1, and stage 2 for the targets that every sample has."""
         with self._explaining():

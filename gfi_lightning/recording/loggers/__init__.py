@@ -17,6 +17,7 @@ __all__ = [
     "PictureLogger",
     "Pictures",
     "is_dummy",
+    "is_tensorboard",
     "log_scalars",
     "picture_outlets",
     "unknown_loggers",
@@ -100,6 +101,11 @@ def unknown_loggers(loggers: Sequence[Any]) -> list[str]:
         )
     ]
     return [type(one).__name__ for one in strangers]
+
+
+def is_tensorboard(logger: Any) -> bool:
+    """Whether it is a TensorBoardLogger, of either of Lightning's two packages."""
+    return _known(logger) == "TensorBoardLogger"
 
 
 def is_dummy(logger: Any) -> bool:
