@@ -22,6 +22,7 @@ from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.images import normalization
 from gfi_lightning.recording.loggers import is_tensorboard, picture_outlets, unknown_loggers
+from gfi_lightning.recording.loggers.files import folder_of_pictures
 from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
@@ -529,7 +530,9 @@ class GFICallback(L.Callback):
         boards = [str(one.log_dir) for one in trainer.loggers if is_tensorboard(one)] if self._draws else []
         folder = None if self._log_dir is None or self._showing is None else str(self._log_dir / self._prefix)
         log_dir = None if self._log_dir is None else str(self._log_dir)
-        self._faults.inform(last_line(title(self._prefix, ROOT), self._budget, folder, log_dir, boards))
+        files = folder_of_pictures(self._log_dir, self._prefix) if self._log_dir is not None else None
+        pictures = str(files) if files is not None and files.is_dir() else None
+        self._faults.inform(last_line(title(self._prefix, ROOT), self._budget, folder, log_dir, boards, pictures))
 
     def _warn_of_stale_monitors(self, trainer: L.Trainer) -> None:
         if self._schedule.every_n_epochs is None:

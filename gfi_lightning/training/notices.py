@@ -59,7 +59,14 @@ def first_line(
     return f"{name} explains {samples} {schedule}. {layers} {cost}."
 
 
-def last_line(name: str, budget: Budget, folder: str | None, log_dir: str | None, boards: Sequence[str]) -> str:
+def last_line(
+    name: str,
+    budget: Budget,
+    folder: str | None,
+    log_dir: str | None,
+    boards: Sequence[str],
+    pictures: str | None = None,
+) -> str:
     """What was done, where it is, and how to look at it.
 
     Args:
@@ -68,11 +75,13 @@ def last_line(name: str, budget: Budget, folder: str | None, log_dir: str | None
         folder: of the maps; None: none were kept.
         log_dir: of the training, which the report is made from.
         boards: log directories of TensorBoard.
+        pictures: the folder of its pictures' files; None: there are none.
     """
     line = f"{name} {budget}."
     commands = [f"tensorboard --logdir {shown(board)}" for board in boards]
     if folder is not None and log_dir is not None:
-        line += f" Its maps are in {shown(folder, quoted=False)}."
+        line += f" Its maps are in {shown(folder, quoted=False)}"
+        line += f", its pictures in {shown(pictures, quoted=False)}." if pictures is not None else "."
         commands.append(f"gfi-lightning report {shown(log_dir)}")
     return f"{line} To look at them: {'  or  '.join(commands)}" if commands else line
 
