@@ -23,6 +23,7 @@ class Explanation:
     Attributes:
         heatmaps: (*, H, W), float32 in [0, 1]: what the target needs (stage 2); zero where degenerate.
         foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class (stage 1).
+            (N, 0, 0) where the maps are of a method that has no stage 1.
         targets: (*), int64: the explained classes.
         score: (*): the target's score on the untouched image.
         preserved: (*): its score on the kept image Φ, as the last step's forward pass saw it.
@@ -35,6 +36,7 @@ class Explanation:
             where none were asked for, see ``layers`` of :class:`~gfi_lightning.GuidedFeatureInversion`.
         signs: (*, K), int8: what each ω_k A_k is multiplied by in the mask's sum. 1, but −1 for a feature map that
             speaks against the target and 0 for one that is left out, where the recipe starts from the evidence.
+        grid: the resolution (h, w) that the maps come from.
     """
 
     heatmaps: Tensor
@@ -48,12 +50,13 @@ class Explanation:
     against: Tensor | None = None
     depths: Tensor | None = None
     signs: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     def select(self, chosen: Tensor) -> "Explanation":
         """The same for some of the images: chosen has shape (N,), bool."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
-        selected: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in every.items()}
-        return Explanation(**selected)
+        selected: dict[str, Any] = {name: value[chosen] for name, value in every.items() if isinstance(value, Tensor)}
+        return replace(self, **selected)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Inversion:
     """The result of stage 1 for N images, from which stage 2 starts for any number of targets.
 
     Attributes:
-        foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class.
+        foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class; or (N, 0, 0).
         predicted: (N,), int64: the class with the highest score; None under a callable score where the
             model's output holds no logits.
         predicted_score: (N,): that score; None likewise.

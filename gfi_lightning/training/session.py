@@ -24,6 +24,7 @@ from gfi_lightning.recording.curves import Curves, CurveTracker
 from gfi_lightning.recording.images import denormalized, in_unit_range, stretched
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
+from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
 from gfi_lightning.training.samples import (
@@ -61,7 +62,7 @@ class Seen:
     """What one rank saw.
 
     Attributes:
-        grid: the base layer's resolution (h, w).
+        grid: the resolution (h, w) that the maps come from.
         samples: by their numbers.
         floors: by their numbers, how far each sample's map moves by rounding alone, where that was measured.
     """
@@ -140,9 +141,7 @@ class Session:
             batch = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(batch.images))
             share = Share(
-                explainer=GuidedFeatureInversion(
-                    pl_module, self._layer, **self._settings.explainer | {"chunk_size": self._chunk_size}
-                ),
+                explainer=self._explainer(pl_module),
                 context=trainer.precision_plugin.forward_context,
                 settings=self._settings,
                 given=describe(self._samples.batch),
@@ -155,15 +154,24 @@ class Session:
             floor_of = f"{trainer.precision} on {pl_module.device.type}"
             floors = []
             if measure_floor and floor_of != self._floor_of:
-                floors, self._floor_of = self._floors(share, explanations[0][1], inversion.grid), floor_of
+                floors, self._floor_of = self._floors(share, explanations[0][1]), floor_of
             explanations += self._explain_further(share, inversion)
         return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
 
-    def _floors(self, share: "Share", explanation: Explanation, grid: tuple[int, int]) -> list[float]:
+    def _explainer(self, pl_module: L.LightningModule) -> GuidedFeatureInversion:
+        options = self._settings.explainer | {"chunk_size": self._chunk_size}
+        if self._settings.foreign is None:
+            return GuidedFeatureInversion(pl_module, self._layer, **options)
+        return ForeignExplainer(pl_module, self._settings.foreign, **{name: options[name] for name in OF_ANY_METHOD})
+
+    def _floors(self, share: "Share", explanation: Explanation) -> list[float]:
         """How far each map moves by rounding alone."""
+        assert explanation.grid is not None
         again = self.ranks.agree(lambda: self._within_memory(share, lambda: share.explain_nudged(explanation)))
         first, second = (
-            F.adaptive_avg_pool2d(one.heatmaps.cpu().reshape(len(one.foreground), -1, *one.heatmaps.shape[-2:]), grid)
+            F.adaptive_avg_pool2d(
+                one.heatmaps.cpu().reshape(len(one.targets), -1, *one.heatmaps.shape[-2:]), explanation.grid
+            )
             for one in (explanation, again)
         )
         return heatmap_drift(first[:, 0], second[:, 0]).tolist()
@@ -200,9 +208,12 @@ class Session:
         floors: list[float],
     ) -> Seen:
         images, labels, present, _ = share.batch
-        samples = sample_records(self._displayable(images), labels, present, inversion, explanations)
+        method = "" if self._settings.foreign is None else self._settings.foreign.name
+        samples = sample_records(self._displayable(images), labels, present, inversion, explanations, method)
         kept = {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)}
-        return Seen(inversion.grid, kept, dict(zip(numbers, floors, strict=False)))
+        grid = explanations[0][1].grid
+        assert grid is not None
+        return Seen(grid, kept, dict(zip(numbers, floors, strict=False)))
 
     def record(self, seen: list[Seen], step: int, epoch: int | None) -> Record:
         """What was seen on all ranks together."""
