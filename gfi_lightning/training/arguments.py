@@ -109,8 +109,7 @@ def check_explainer(explainer: Any, targets: Any, of_our_method: Mapping[str, tu
     if not callable(explainer) or isinstance(explainer, type):
         raise UsageError(f"explainer={explainer!r} cannot be called for maps: give {form}, or None.")
     name = inner_name(explainer)
-    with suppress(ValueError):  # what is written in C tells no parameters
-        parameters = inspect.signature(explainer)
+    if (parameters := _parameters(explainer)) is not None:
         try:
             parameters.bind(None, None, None)
         except TypeError as error:
@@ -126,6 +125,12 @@ def check_explainer(explainer: Any, targets: Any, of_our_method: Mapping[str, tu
             f"targets='contrast' was given beside explainer={name}, which is told the target of each image, but not "
             "what that is contrasted with: give other targets, or leave out explainer=."
         )
+
+
+def _parameters(function: Any) -> inspect.Signature | None:
+    with suppress(ValueError, TypeError):  # what is written in C tells none
+        return inspect.signature(function)
+    return None
 
 
 def check_curves(argument: str, names: Any) -> None:
