@@ -194,7 +194,9 @@ class Session:
             # A large model whose forward wrote into no parameter in the first run needs no copy of them later.
             written: list[nn.Parameter] = []
             stack.callback(lambda: setattr(self, "_writes_parameters", bool(written)))
-            written = stack.enter_context(preserved_parameters(pl_module, compare=self._writes_parameters))
+            # What another method does in a later run is not known from the first.
+            compare = self._writes_parameters or self._settings.foreign is not None
+            written = stack.enter_context(preserved_parameters(pl_module, compare))
             stack.enter_context(undisturbed(pl_module))
         stack.enter_context(internals.validating(trainer))
         stack.enter_context(internals.not_logging(trainer, pl_module))
