@@ -122,6 +122,31 @@ def preserved_parameters(module: nn.Module, compare: bool) -> Iterator[list[nn.P
 
 
 @contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Lend a module to code that is not ours: what it leaves behind there is gone afterwards, whatever happens.
+
+    Gradients (``.grad``) are set aside meanwhile, as others may run ``backward()`` or ``zero_grad()``. They, modes,
+    ``requires_grad``, buffers and hooks are put back, and so are the weights of a model that is not large.
+    """
+    parts = [thing for thing in _reachable([module]) if isinstance(thing, nn.Module)]
+    parameters = [one for part in parts for one in part.parameters(recurse=False)]
+    before = [(one, one.grad, one.requires_grad) for one in parameters]
+    hooks = [held for part in parts for name, held in vars(part).items() if "_hooks" in name and isinstance(held, dict)]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        without_their_hooks = _preserved(partial(_refill, one, dict.clear, dict.update, dict(one)) for one in hooks)
+        weights = preserved_parameters(module, compare=False)
+        with _preserved(_mementos_of_buffers(parts)), _eval_mode(parts), without_their_hooks, weights:
+            yield
+    finally:
+        for parameter, gradient, required_grad in before:
+            parameter.grad = gradient
+            if parameter.requires_grad != required_grad:
+                parameter.requires_grad_(required_grad)
+
+
+@contextmanager
 def preserved_state(roots: Iterable[Any], tensors: bool = True) -> Iterator[None]:
     """Put back whatever objects can reach: attributes, variables, and what changes in place.
 

@@ -26,6 +26,8 @@ LIBRARIES = {
     "datasets": ("datasets", "dev"),
     "albumentations": ("albumentations", "dev"),
     "quantus": ("quantus", "dev"),
+    "captum": ("captum", "benchmarks"),
+    "grad_cam": ("pytorch_grad_cam", "benchmarks"),
     "mkdocs": ("mkdocstrings", "docs"),
     "notebook": ("nbclient", "dev"),
     "jsonargparse": ("jsonargparse", "cli"),

@@ -1,6 +1,7 @@
 """Guided feature inversion over a batch of images (Du, Liu, Song, Hu: KDD 2018, arXiv 1804.00506)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from gfi_lightning.inversion.scores import (
     predicted_classes,
     target_scores,
 )
+
+Images = TypeVar("Images")  # a tensor, a tuple of one, or an array
 
 _LARGEST_CHUNK = 32
 # On two CPU cores MobileNetV2 at 224 × 224 takes twice as long for 16 images at once as for twice 8.
@@ -166,12 +169,33 @@ class GuidedFeatureInversion:
             raise UsageError("targets=None needs logits to predict the class from, and the model's output has none.")
         return self.refine(inversion, targets, against)
 
-    def attribute(self, inputs: Tensor, target: Tensor | int | None = None) -> Tensor:
-        """The heatmaps in Captum's calling convention: one target per image, shape (N, 1, H, W)."""
-        heatmaps = self.explain(inputs, target).heatmaps
+    def attribute(self, inputs: Images, target: Any = None) -> Images:
+        """The heatmaps in Captum's calling convention, for its metrics, those of Quantus, and the like.
+
+        Args:
+            inputs: images (N, C, H, W) as the model sees them: a tensor, a tuple that holds nothing else, or a NumPy
+                array, which is brought to the model's device and type.
+            target: one class per image, (N,), a tensor, an array or a list of whole numbers, or one for all; None:
+                the predicted class.
+
+        Returns:
+            Shape (N, 1, H, W), float32 in [0, 1], in the form of the inputs: a tensor, a tuple or an array.
+
+        Raises:
+            UsageError: as for :meth:`explain`, or there are several targets per image.
+        """
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise UsageError(f"inputs are {describe(inputs)}; expected is a single tensor of images (N, C, H, W).")
+            return cast(Images, (self.attribute(inputs[0], target),))
+        if not isinstance(inputs, Tensor) and hasattr(inputs, "__array__"):
+            like = next(self._network.model.parameters(), torch.empty(0))
+            return cast(Images, self.attribute(torch.as_tensor(inputs).to(like), target).cpu().numpy())
+        heatmaps = self.explain(cast(Tensor, inputs), target).heatmaps
         if heatmaps.ndim != 3:
-            raise UsageError(f"attribute() takes one target per image, and target has shape {heatmaps.shape[:-2]}.")
-        return heatmaps[:, None]
+            shape = tuple(heatmaps.shape[:-2])
+            raise UsageError(f"attribute() takes one target per image, and target has shape {shape}.")
+        return cast(Images, heatmaps[:, None])
 
     def invert(self, images: Tensor) -> Inversion:
         """Stage 1 (equation 8): the smallest part of each image that yields the same features.
@@ -209,7 +233,7 @@ class GuidedFeatureInversion:
             targets = _as_targets(targets, inversion.foreground)
             others = None if against is None else _as_others(against, targets)
             pairs = [
-                stages.refine(self._network, self.recipe, self.score, chunk[rows], question)
+                self._refine(chunk[rows], question)
                 for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others)
                 for rows, question in self._questions(chunk, wanted, unwanted)
             ]
@@ -224,6 +248,7 @@ class GuidedFeatureInversion:
             images=inversion.images,
             predicted=inversion.predicted,
             predicted_score=inversion.predicted_score,
+            grid=self._grid(inversion),
             **fields,
         )
 
@@ -269,6 +294,14 @@ class GuidedFeatureInversion:
             for depth, one in zip(self._depths, seen, strict=True)
         ]
         return chunk, Depths(heatmaps, self.layers, [image_size(one.maps[0]) for one in seen])
+
+    def _refine(self, chunk: Chunk, question: Question) -> dict[str, Tensor]:
+        """Stage 2 of pairs of image and target that are optimised together."""
+        return stages.refine(self._network, self.recipe, self.score, chunk, question)
+
+    def _grid(self, inversion: Inversion) -> tuple[int, int]:
+        """The resolution that the maps come from."""
+        return inversion.grid
 
     def _foreground(self, chunk: Chunk) -> Tensor:
         return stages.heatmaps_of(chunk, self.recipe, chunk.weights)

@@ -31,6 +31,7 @@ class Explanation:
     Attributes:
         heatmaps: (*, H, W), float32 in [0, 1]: what the target needs (stage 2); zero where degenerate.
         foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class (stage 1).
+            (N, 0, 0) where the maps are of a method that has no stage 1.
         targets: (*), int64: the explained classes.
         score: (*): the target's score on the untouched image.
         preserved: (*): its score on the kept image Φ, as the last step's forward pass saw it.
@@ -49,6 +50,7 @@ class Explanation:
         predicted_score: (N,): that score; None likewise.
         layers: the names of the D depths.
         grids: their resolutions, (h, w).
+        grid: the resolution (h, w) that the maps come from.
     """
 
     heatmaps: Tensor
@@ -67,6 +69,7 @@ class Explanation:
     predicted_score: Tensor | None = None
     layers: tuple[str, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
+    grid: tuple[int, int] | None = None
 
     def select(self, chosen: Tensor) -> "Explanation":
         """The same for some of the images: chosen has shape (N,), bool."""
@@ -224,7 +227,7 @@ class Inversion:
     """The result of stage 1 for N images, from which stage 2 starts for any number of targets.
 
     Attributes:
-        foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class.
+        foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class; or (N, 0, 0).
         predicted: (N,), int64: the class with the highest score; None under a callable score where the
             model's output holds no logits.
         predicted_score: (N,): that score; None likewise.

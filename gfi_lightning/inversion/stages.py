@@ -41,7 +41,7 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
     chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
 
     def loss(mask: Tensor) -> Tensor:
-        kept, _ = _blend(chunk, mask)
+        kept, _ = blend(chunk, mask)
         error = recipe.error(network.features(kept), look.features)
         return error + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
 
@@ -76,7 +76,7 @@ def refine(
 
     def loss(mask: Tensor) -> Tensor:
         nonlocal output
-        output = network.output(torch.cat(_blend(chunk, mask)))
+        output = network.output(torch.cat(blend(chunk, mask)))
         kept, removed = objective(output, both.targets, score, both.against).chunk(2)
         return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
 
@@ -86,7 +86,7 @@ def refine(
             loss(mask_of(chunk, recipe, weights))
     preserved, removed = target_scores(output, both.targets, score, both.against).detach().chunk(2)
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
-    found = _cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
+    found = cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
     return found | {"signs": torch.cat(chunk.signs, 1)}
 
 
@@ -182,14 +182,14 @@ def _range(maps: Tensor) -> Tensor:
     return maps.amax((2, 3), keepdim=True) - maps.amin((2, 3), keepdim=True)
 
 
-def _blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
+def blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The kept image Φ (equation 2) and the removed image Φ_bg (equation 4)."""
     kept = chunk.images * mask + chunk.background * (1 - mask)
     removed = chunk.images * (1 - mask) + chunk.background * mask
     return kept.to(chunk.images.dtype), removed.to(chunk.images.dtype)
 
 
-def _cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
+def cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
     """The fields of an explanation; where there is no evidence the map is empty, and nothing is NaN."""
     finite = torch.isfinite(score) & torch.isfinite(preserved) & torch.isfinite(removed)
     heatmaps = torch.where(finite[:, None, None], heatmaps, 0.0)

@@ -56,7 +56,7 @@ def run_array(record: Record, curves: Mapping[str, Tensor], with_weights: bool =
     missing = torch.full(grid, math.nan)
 
     def coarse(heatmap: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(heatmap[None], grid)[0]
+        return F.adaptive_avg_pool2d(heatmap[None], grid)[0] if heatmap.numel() else heatmap
 
     def table(values: Callable[[Any], Any], filler: Any, dtype: Any) -> Array:
         rows = [

@@ -12,7 +12,7 @@ Below ``<log dir>/gfi/``, or ``<log dir>/gfi/<name>/`` for a callback that is no
 
   - ``step`` and ``epoch`` int64 (epoch −1: outside of a training), ``time`` float64 (seconds since 1970);
   - ``heatmaps`` (N, T, h, w) float16 and ``foregrounds`` (N, h, w) float16 in [0, 1], at the base layer's resolution
-    but no finer than 16 × 16;
+    but no finer than 16 × 16 (``foregrounds`` (N, 0, 0) where a method without a stage 1 has made the maps);
   - (N, T) each ``targets`` and ``against`` int64 (the classes that targets are contrasted with, −1: with none), and
     ``score``, ``preserved`` and ``removed`` float32; for samples with fewer targets −1 and NaN;
   - (N,) each ``predicted`` int64 (−1: unknown) and ``predicted_score`` float32;
@@ -203,7 +203,10 @@ class History:
         return self._stacked(self._maps("heatmaps", sample), np.nan)
 
     def foregrounds(self, sample: int) -> Array:
-        """What is preserved of one sample whatever the class (stage 1): (steps, h, w), float32 in [0, 1]; likewise."""
+        """What is preserved of one sample whatever the class (stage 1): (steps, h, w), float32 in [0, 1]; likewise.
+
+        Of a method that has no stage 1 (steps, 0, 0).
+        """
         return np.stack(self._maps("foregrounds", sample))
 
     def _maps(self, name: str, sample: int) -> list[Array]:
@@ -348,6 +351,8 @@ def _at_size(maps: Array, size: tuple[int, ...]) -> Array:
     """Maps (..., h, w) at another size (h, w)."""
     if maps.shape[-2:] == size:
         return maps
+    if 0 in (*maps.shape, *size):  # of a training that is resumed with another method
+        return np.full((*maps.shape[:-2], *size), np.nan, dtype=np.float32)
     flat = torch.from_numpy(maps).reshape(1, -1, *maps.shape[-2:])
     resized: Array = F.interpolate(flat, size=size, mode="bilinear", align_corners=False).numpy()
     return resized.reshape(*maps.shape[:-2], *size)

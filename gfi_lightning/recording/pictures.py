@@ -77,7 +77,8 @@ class Panel:
 def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Sequence[str] | None = None) -> Pixels:
     """One sample's picture: the image, stage 1, and each target's overlay, with captions and a colour bar.
 
-    Below them, where there are any, what each depth still sees.
+    Where another method has made the maps there is no stage 1, and the method's name is in their titles. Below them,
+    where there are any, what each depth still sees.
 
     Args:
         sample: what was seen.
@@ -119,11 +120,16 @@ def sample_panels(
         longer_side: of each, px; see :func:`enlarged`.
     """
     image = Panel(enlarged(sample.image, longer_side), title, _label_and_prediction(sample, class_names))
-    foreground = overlay(sample.image, sample.foreground, longer_side)
-    panels = [image, Panel(foreground, "stage 1: any class", ["what the features preserve"])]
+    panels = [image]
+    if sample.foreground.numel():
+        picture = overlay(sample.image, sample.foreground, longer_side)
+        panels.append(Panel(picture, "stage 1: any class", ["what the features preserve"]))
     for target in sample.targets:
         picture = overlay(sample.image, target.heatmap, longer_side)
-        title, rest = _question(target, class_names, "stage 2: ", picture.width)
+        if sample.method:
+            title, rest = _by_method(sample.method, class_name(target.target, class_names), picture.width)
+        else:
+            title, rest = _question(target, class_names, "stage 2: ", picture.width)
         panels.append(Panel(picture, title, [*rest, _role(target, sample), *_scores(target)]))
     return panels
 
@@ -180,7 +186,7 @@ def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> P
     columns = [
         [
             Panel(enlarged(sample.image, _SMALL_PANEL), f"sample {number}", _label_and_prediction(sample, class_names)),
-            Panel(overlay(sample.image, sample.foreground, _SMALL_PANEL), "any class"),
+            *_small_foreground(sample),
             *(_small_target(target, sample, class_names) for target in sample.targets),
         ]
         for number, sample in enumerate(record.samples)
@@ -188,7 +194,14 @@ def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> P
     rows: list[list[Panel | None]] = []
     for start in range(0, len(columns), _OVERVIEW_COLUMNS):
         rows += map(list, zip_longest(*columns[start : start + _OVERVIEW_COLUMNS]))
-    return compose(rows, f"{len(columns)} samples  ·  step {record.step}")
+    header = [f"{len(columns)} samples", f"step {record.step}", record.samples[0].method]
+    return compose(rows, "  ·  ".join(filter(None, header)))
+
+
+def _small_foreground(sample: SampleRecord) -> list[Panel]:
+    if not sample.foreground.numel():
+        return []
+    return [Panel(overlay(sample.image, sample.foreground, _SMALL_PANEL), "any class")]
 
 
 def _small_target(target: TargetRecord, sample: SampleRecord, class_names: Sequence[str] | None) -> Panel:
@@ -210,6 +223,12 @@ def _question(
     in_one = (f"{prefix}{name} {contrast}", f"{name} {contrast}")
     fitting = next((line for line in in_one if fitted(line, width, bold=True) == line), None)
     return (fitting, []) if fitting else (prefix + name, [contrast])
+
+
+def _by_method(method: str, name: str, width: int) -> tuple[str, list[str]]:
+    """Who explains which class, as a title, and as a line below the map where one line does not hold both."""
+    title = f"{method}: {name}"
+    return (title, []) if fitted(title, width, bold=True) == title else (name, [f"by {method}"])
 
 
 def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | None) -> list[str]:

@@ -43,6 +43,8 @@ class SampleRecord:
 
     ``label`` and the prediction are None where they are not known; ``present`` are the labels where there may be
     several, else None. The first target is the one that the curves follow; ``depths`` are there if asked for.
+    ``method`` names whoever made the maps; empty: guided feature inversion. Others have no stage 1, and their
+    ``foreground`` is empty, (0, 0).
     """
 
     image: Tensor
@@ -53,6 +55,7 @@ class SampleRecord:
     targets: list[TargetRecord]
     present: tuple[int, ...] | None = None
     depths: Sequence[DepthRecord] = ()
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Record:
 
     Attributes:
         step: of the x axis.
-        grid: the base layer's (h, w), which the maps come from.
+        grid: the resolution (h, w) that the maps come from, the base layer's.
         samples: in their order.
         epoch: from 0; None outside of a training.
         regions: by name where in each image something lies, (N, H, W), bool; nowhere in an image that lacks it.
@@ -94,6 +97,7 @@ def sample_records(
     present: Tensor | None,
     inversion: Inversion,
     explanations: list[tuple[list[int], Explanation]],
+    method: str = "",
 ) -> list[SampleRecord]:
     """Sort explanations by sample.
 
@@ -103,6 +107,7 @@ def sample_records(
         present: which classes are, shape (N, classes), bool; or None.
         inversion: of all N images.
         explanations: each with the numbers of the samples that it is about.
+        method: who made them, see :class:`SampleRecord`.
     """
     targets: list[list[TargetRecord]] = [[] for _ in images]
     for numbers, explanation in explanations:
@@ -118,6 +123,7 @@ def sample_records(
             targets=targets[number],
             present=tuple(present[number].nonzero().flatten().tolist()) if present is not None else None,
             depths=_depth_records(inversion.depths, number),
+            method=method,
         )
         for number in range(len(images))
     ]

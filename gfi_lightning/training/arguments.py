@@ -1,7 +1,9 @@
 """The callback's arguments: what cannot be right is told in the constructor."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence, Sized
+from contextlib import suppress
 from numbers import Number, Real
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError, check_count, is_whole
 from gfi_lightning.inversion.layers import as_layers
+from gfi_lightning.training.foreign import inner_name
 from gfi_lightning.training.samples import as_indices, as_names
 
 TARGETS = ("label", "predicted", "contrast", "present")
@@ -90,6 +93,44 @@ def check_callable(argument: str, value: Any, form: str) -> None:
     """Raise UsageError for what cannot be called; form says how it would be."""
     if value is not None and not callable(value):
         raise UsageError(f"{argument}={value!r} cannot be called: give a function {form}, or None.")
+
+
+def check_explainer(explainer: Any, targets: Any, of_our_method: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise UsageError for what is no method of another library, or for arguments that only ours understands.
+
+    Args:
+        explainer: as it was given.
+        targets: likewise.
+        of_our_method: by name arguments as they were given, and their defaults.
+    """
+    if explainer is None:
+        return
+    form = "a function (model, images, targets) → maps"
+    if not callable(explainer) or isinstance(explainer, type):
+        raise UsageError(f"explainer={explainer!r} cannot be called for maps: give {form}, or None.")
+    name = inner_name(explainer)
+    if (parameters := _parameters(explainer)) is not None:
+        try:
+            parameters.bind(None, None, None)
+        except TypeError as error:
+            raise UsageError(f"explainer={name}{parameters} does not take three arguments: give {form}.") from error
+    for argument, (value, default) in of_our_method.items():
+        if value is not default and value != default:
+            raise UsageError(
+                f"{argument}={value!r} was given beside explainer={name}, whose maps do not come from guided feature "
+                f"inversion, which {argument} is for: give one of them."
+            )
+    if isinstance(targets, str) and targets == "contrast":
+        raise UsageError(
+            f"targets='contrast' was given beside explainer={name}, which is told the target of each image, but not "
+            "what that is contrasted with: give other targets, or leave out explainer=."
+        )
+
+
+def _parameters(function: Any) -> inspect.Signature | None:
+    with suppress(ValueError, TypeError):  # what is written in C tells none
+        return inspect.signature(function)
+    return None
 
 
 def check_curves(argument: str, names: Any) -> None:

@@ -27,6 +27,7 @@ from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
+from gfi_lightning.training.foreign import Foreign, MapFunction
 from gfi_lightning.training.notices import first_line, last_line, runs_to_come, samples_in_words, title
 from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
@@ -95,6 +96,12 @@ class GFICallback(L.Callback):
         std: likewise.
         chunk_size: images that are optimised at once.
         forward: how to get the output, (module, images) → output; None: ``module(images)``.
+        explainer: another method, filmed in the same way: a function (model, images, targets) → maps. ``model`` is
+            the LightningModule in eval mode, whose parameters require no gradient; ``images`` (N, C, H, W) are as it
+            sees them, and require one; ``targets`` (N,), int64. Maps are a tensor or an array, (N, h, w) or
+            (N, 1, h, w), of any resolution and of any real numbers: negative parts are cut off, each map is divided by
+            its maximum, and one that is zero or not finite is left empty. The arguments ``layer`` to ``recipe``,
+            ``keep_weights`` and ``targets="contrast"`` do not go with it.
         regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
             item of the validation set, or, where there are not as many as that, for each sample, a box
             (x0, y0, x1, y1), in pixels of the image as the model sees it, x1 and y1 exclusive, several boxes, a mask
@@ -159,6 +166,7 @@ class GFICallback(L.Callback):
         chunk_size: int | None = None,
         forward: Forward | None = None,
         batch: SplitBatch | None = None,
+        explainer: MapFunction | None = None,
         regions: Regions | None = None,
         alarm: Mapping[str, float] | None = None,
         per_class: bool = False,
@@ -180,6 +188,17 @@ class GFICallback(L.Callback):
         arguments.check_class_names(class_names)
         arguments.check_callable("forward", forward, "(module, images) → output")
         arguments.check_callable("batch", batch, "batch → (images, labels)")
+        arguments.check_explainer(
+            explainer,
+            targets,
+            {
+                "layer": (layer, None),
+                "inversion_layer": (inversion_layer, None),
+                "layers": (layers, None),
+                "recipe": (recipe, "default"),
+                "keep_weights": (keep_weights, False),
+            },
+        )
         check_regions(regions, is_batch(samples))
         check_alarm(alarm, regions)
         arguments.check_curves("prog_bar", prog_bar)
@@ -217,6 +236,7 @@ class GFICallback(L.Callback):
                 "chunk_size": chunk_size,
                 "forward": forward,
             },
+            foreign=None if explainer is None else Foreign.of(explainer, name),
         )
         self._trainer = None
         self._prefix = ROOT
@@ -427,6 +447,13 @@ class GFICallback(L.Callback):
             )
         elif trainer.barebones:
             self._faults.inform("GFICallback explains nothing: the Trainer is barebones, and has no logger to show it.")
+            return None
+        elif self._settings.foreign is not None and ranks.sharded and ranks.count > 1:
+            self._faults.warn(
+                f"GFICallback(explainer=...) does not explain under {type(trainer.strategy).__name__}: each pass of a "
+                "model that is spread over the ranks takes all of them, and what another method does with it is not "
+                "known to be the same on each. Training goes on without it."
+            )
             return None
         return ranks
 

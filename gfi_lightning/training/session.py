@@ -26,6 +26,7 @@ from gfi_lightning.recording.images import displayable, in_unit_range
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
 from gfi_lightning.training.budget import wait_for_gpu
+from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
 from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
@@ -64,7 +65,7 @@ class Seen:
     """What one rank saw.
 
     Attributes:
-        grid: the base layer's resolution (h, w).
+        grid: the resolution (h, w) that the maps come from.
         samples: by their numbers.
         floors: by their numbers, how far each sample's map moves by rounding alone, where that was measured.
     """
@@ -157,13 +158,7 @@ class Session:
             batch = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(batch.images))
             share = Share(
-                explainer=GuidedFeatureInversion(
-                    pl_module,
-                    self._layer,
-                    **self._settings.explainer | {"chunk_size": self._chunk_size},
-                    on_pass=progress.begin_pass,
-                    announce=self._announced,
-                ),
+                explainer=self._explainer(pl_module, progress),
                 context=trainer.precision_plugin.forward_context,
                 settings=self._settings,
                 given=describe(self._samples.batch),
@@ -181,7 +176,7 @@ class Session:
             if measure_floor:
                 wait_for_gpu()
                 began = time.monotonic()
-                floors, self._floor_of = self._floors(share, explanations[0][1], inversion.grid), floor_of
+                floors, self._floor_of = self._floors(share, explanations[0][1]), floor_of
                 self.floor_seconds = time.monotonic() - began
             explanations += self._explain_further(share, inversion, progress)
         return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
@@ -189,11 +184,21 @@ class Session:
     def _announced(self, base_layers: str) -> None:
         self.base_layers = base_layers
 
-    def _floors(self, share: "Share", explanation: Explanation, grid: tuple[int, int]) -> list[float]:
+    def _explainer(self, pl_module: L.LightningModule, progress: Progress) -> GuidedFeatureInversion:
+        options = self._settings.explainer | {"chunk_size": self._chunk_size, "on_pass": progress.begin_pass}
+        if self._settings.foreign is None:
+            return GuidedFeatureInversion(pl_module, self._layer, **options, announce=self._announced)
+        shared = {name: options[name] for name in (*OF_ANY_METHOD, "on_pass")}
+        return ForeignExplainer(pl_module, self._settings.foreign, **shared)
+
+    def _floors(self, share: "Share", explanation: Explanation) -> list[float]:
         """How far each map moves by rounding alone."""
+        assert explanation.grid is not None
         again = self.ranks.agree(lambda: self._within_memory(share, lambda: share.explain_nudged(explanation)))
         first, second = (
-            F.adaptive_avg_pool2d(one.heatmaps.cpu().reshape(len(one.foreground), -1, *one.heatmaps.shape[-2:]), grid)
+            F.adaptive_avg_pool2d(
+                one.heatmaps.cpu().reshape(len(one.targets), -1, *one.heatmaps.shape[-2:]), explanation.grid
+            )
             for one in (explanation, again)
         )
         return heatmap_drift(first[:, 0], second[:, 0]).tolist()
@@ -217,7 +222,9 @@ class Session:
             # A large model whose forward wrote into no parameter in the first run needs no copy of them later.
             written: list[nn.Parameter] = []
             stack.callback(lambda: setattr(self, "_writes_parameters", bool(written)))
-            written = stack.enter_context(preserved_parameters(pl_module, compare=self._writes_parameters))
+            # What another method does in a later run is not known from the first.
+            compare = self._writes_parameters or self._settings.foreign is not None
+            written = stack.enter_context(preserved_parameters(pl_module, compare))
             stack.enter_context(undisturbed(pl_module))
         stack.enter_context(internals.validating(trainer))
         stack.enter_context(internals.not_logging(trainer, pl_module))
@@ -231,9 +238,12 @@ class Session:
         floors: list[float],
     ) -> Seen:
         images, labels, present, _ = share.batch
-        samples = sample_records(self._displayable(images), labels, present, inversion, explanations)
+        method = "" if self._settings.foreign is None else self._settings.foreign.name
+        samples = sample_records(self._displayable(images), labels, present, inversion, explanations, method)
         kept = {n: one for n, one in zip(numbers, samples, strict=True) if self.ranks.keeps(n)}
-        return Seen(inversion.grid, kept, dict(zip(numbers, floors, strict=False)))
+        grid = explanations[0][1].grid
+        assert grid is not None
+        return Seen(grid, kept, dict(zip(numbers, floors, strict=False)))
 
     def record(self, seen: list[Seen], step: int, epoch: int | None) -> Record:
         """What was seen on all ranks together."""
@@ -356,6 +366,9 @@ class Session:
 
 
 def _in_words(explainer: GuidedFeatureInversion, inversion: Inversion) -> str:
+    """Where the maps come from."""
+    if isinstance(explainer, ForeignExplainer):
+        return f"Maps by {explainer.method}."
     names = [explainer.layer] if isinstance(explainer.layer, str) else list(explainer.layer or ())
     return base_layers([(name, maps.shape[1:]) for name, maps in zip(names, inversion.chunks[0].maps, strict=True)])
 

@@ -14,6 +14,7 @@ from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import LayerLike
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
+from gfi_lightning.training.foreign import Foreign
 from gfi_lightning.training.regions import Regions
 from gfi_lightning.training.samples import SplitBatch, as_names
 
@@ -40,6 +41,7 @@ class Settings:
     batch: SplitBatch | None
     regions: Regions | None = None
     explainer: dict[str, Any] = field(default_factory=dict)
+    foreign: Foreign | None = None
 
 
 class Batch(NamedTuple):

@@ -40,7 +40,7 @@ const VIEWS = [
   { name: "label", text: "Label", missing: "No map of a label is in this history." },
   { name: "predicted", text: "Predicted", missing: "No map of a prediction is in this history." },
   { name: "contrast", text: "Contrast", missing: "No map of why one class rather than another is in this history." },
-  { name: "any", text: "Any class", missing: "" },
+  { name: "any", text: "Any class", missing: "The method of this history has no map of any class." },
   { name: "all", text: "All", missing: "" },
 ];
 
@@ -81,7 +81,12 @@ class Run {
 
   /** The height and width of the maps. */
   get grid() {
-    return this.foregrounds.shape.slice(2);
+    return this.heatmaps.shape.slice(3);
+  }
+
+  /** Whether there is a map of any class: other methods than ours have none. */
+  get hasForegrounds() {
+    return this.foregrounds.shape[2] > 0;
   }
 
   /** The index of the step that is nearest; of two as near, the earlier. */
@@ -154,7 +159,8 @@ class Run {
 
   /** Whether any sample has a map for a view at any step. */
   offers(view) {
-    if (view === "any" || view === "all") return true;
+    if (view === "all") return true;
+    if (view === "any") return this.hasForegrounds;
     return this.steps.some((_, at) => this.classes.some((_, sample) => this.slotOf(view, at, sample) >= 0));
   }
 
@@ -165,7 +171,7 @@ class Run {
 
   /** How many cells a view needs for a sample, whatever the step. */
   cellCount(view, sample) {
-    return view === "all" && sample < this.count ? this.usedSlots(sample) + 1 : 1;
+    return view === "all" && sample < this.count ? this.usedSlots(sample) + this.hasForegrounds : 1;
   }
 
   /** How many targets a sample has at most. */
@@ -192,6 +198,7 @@ function cellContents(run, at, sample, view, number) {
 }
 
 function foregroundCell(run, at, sample) {
+  if (!run.hasForegrounds) return withoutMap("The method of this run has no map of any class.");
   const map = run.foregrounds.part(at, sample);
   const cell = { title: ["any class"], role: "what the features preserve", scores: null };
   return withMap(cell, map, run.missing);
