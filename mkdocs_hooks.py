@@ -1,0 +1,29 @@
+"""What our site needs beside its plugins: equations as MathML, drawn by the browser itself, and no hidden code."""
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+# What pymdownx.arithmatex makes of $…$ and $$…$$ where it is told to be generic.
+_EQUATION = re.compile(
+    r'<span class="arithmatex">\\\((?P<inline>.*?)\\\)</span>|<div class="arithmatex">\\\[(?P<block>.*?)\\\]</div>',
+    re.DOTALL,
+)
+_HIDDEN = re.compile(r"^<!-- (run|needs)\b.*?-->\n?", re.DOTALL | re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Without the comments that are for the tests."""
+    return _HIDDEN.sub("", markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """With MathML for equations."""
+    return _EQUATION.sub(_mathml, content)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    display = "inline" if found["block"] is None else "block"
+    return str(convert(html.unescape(found["inline"] or found["block"]).strip(), display=display))
