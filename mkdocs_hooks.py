@@ -1,4 +1,4 @@
-"""What our site needs beside its plugins: equations as MathML, drawn by the browser itself, and no hidden code."""
+"""What our site needs beside its plugins: equations as MathML, links in docstrings, and no hidden code."""
 
 import html
 import re
@@ -11,6 +11,8 @@ _EQUATION = re.compile(
     r'<span class="arithmatex">\\\((?P<inline>.*?)\\\)</span>|<div class="arithmatex">\\\[(?P<block>.*?)\\\]</div>',
     re.DOTALL,
 )
+# A reference in a docstring, such as :class:`~gfi_lightning.Recipe`, once Markdown has made code of its name.
+_REFERENCE = re.compile(r":(?:class|func|meth|mod|attr):<code>(?P<short>~?)(?P<name>[\w.]+)</code>")
 _HIDDEN = re.compile(r"^<!-- (run|needs)\b.*?-->\n?", re.DOTALL | re.MULTILINE)
 
 
@@ -20,10 +22,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """With MathML for equations."""
-    return _EQUATION.sub(_mathml, content)
+    """With MathML for equations, and links for references."""
+    return _REFERENCE.sub(_link, _EQUATION.sub(_mathml, content))
 
 
 def _mathml(found: re.Match[str]) -> str:
     display = "inline" if found["block"] is None else "block"
     return str(convert(html.unescape(found["inline"] or found["block"]).strip(), display=display))
+
+
+def _link(found: re.Match[str]) -> str:
+    """For the plugin autorefs, which leaves the mere name where it knows no such place."""
+    name = found["name"]
+    shown = name.rsplit(".", 1)[-1] if found["short"] else name
+    return f'<autoref optional identifier="{name}"><code>{shown}</code></autoref>'
