@@ -2,8 +2,10 @@
 
 import html
 import re
+import textwrap
 from typing import Any
 
+from griffe import Extension, Object
 from latex2mathml.converter import convert
 
 # What pymdownx.arithmatex makes of $…$ and $$…$$ where it is told to be generic.
@@ -13,6 +15,7 @@ _EQUATION = re.compile(
 )
 # A reference in a docstring, such as :class:`~gfi_lightning.Recipe`, once Markdown has made code of its name.
 _REFERENCE = re.compile(r":(?:class|func|meth|mod|attr):<code>(?P<short>~?)(?P<name>[\w.]+)</code>")
+_EXAMPLE = re.compile(r"^(?P<indent> *)Example:(?P<is_code>:?)\n(?P<lines>(?:(?P=indent) +.*\n?|\n)+)", re.MULTILINE)
 _HIDDEN = re.compile(r"^<!-- (run|needs)\b.*?-->\n?", re.DOTALL | re.MULTILINE)
 
 
@@ -36,3 +39,20 @@ def _link(found: re.Match[str]) -> str:
     name = found["name"]
     shown = name.rsplit(".", 1)[-1] if found["short"] else name
     return f'<autoref optional identifier="{name}"><code>{shown}</code></autoref>'
+
+
+class Examples(Extension):
+    """Has examples in docstrings shown as code, which it else takes for quotations."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        """Of every module, class, function and attribute."""
+        if obj.docstring is not None:
+            obj.docstring.value = _EXAMPLE.sub(_examples, obj.docstring.value)
+
+
+def _examples(found: re.Match[str]) -> str:
+    """A section of examples as Google's style has it, with a fence where no line has a prompt."""
+    lines = textwrap.dedent(found["lines"]).strip("\n")
+    if found["is_code"]:
+        lines = f"```python\n{lines}\n```"
+    return textwrap.indent(f"Examples:\n{textwrap.indent(lines, '    ')}\n", found["indent"])

@@ -94,6 +94,9 @@ def test_the_interface_is_described_from_its_docstrings(site):
     callback = (site / "api" / "callback" / "index.html").read_text(encoding="utf-8")
     for argument in ("every_n_epochs", "max_overhead", "regions"):
         assert f"<code>{argument}</code>" in callback
+    assert "Trainer</span>" in callback  # the example, as code
+    for page in (site / "api").rglob("*.html"):
+        assert not re.search(r":(class|func|meth|mod):|<blockquote>", page.read_text(encoding="utf-8")), page
     metrics = (site / "api" / "metrics" / "index.html").read_text(encoding="utf-8")
     assert "insertion_deletion" in metrics
 
