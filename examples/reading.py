@@ -1,6 +1,6 @@
 """The pictures that docs/reading.md explains: the same samples where all is well, and where something is not.
 
-Four short trainings of the same network on the pictures of digits.py and shortcut.py, each watched by GFICallback. The
+Four trainings of the same network on the pictures of digits.py and shortcut.py, each watched by GFICallback. The
 pictures are those that TensorBoard shows, read back from its files.
 
     python examples/reading.py [--epochs 5] [--train-size 6000] [--log-dir reading_logs] [--out docs/pictures]
@@ -19,29 +19,35 @@ from torch.optim import SGD
 from torch.utils.data import Subset
 
 SAMPLES = 8
-FAR_TOO_HIGH = 1e4  # a learning rate
+RIGHT, DECOY, SATURATED, NOT_FINITE = "right", "decoy", "saturated", "not_finite"
+RATES = {SATURATED: 1e4, NOT_FINITE: 1e38}  # learning rates, far too high
+PICTURES = {  # by name: the run, the sample, and which of its steps
+    "untrained": (RIGHT, 2, 0),
+    "trained": (RIGHT, 2, -1),
+    "pretty": (RIGHT, 6, 0),
+    "disagree": (RIGHT, 3, -1),
+    "object": (RIGHT, 7, -1),
+    "shortcut": (DECOY, 7, -1),
+    "frame": (SATURATED, 3, -1),
+    "no_evidence": (NOT_FINITE, 3, -1),
+}
 
 
-class Diverging(SmallCNN):
+class Ruined(SmallCNN):
     """The same network with a learning rate that ruins it."""
 
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
     def configure_optimizers(self) -> SGD:
-        return SGD(self.parameters(), lr=FAR_TOO_HIGH)
+        return SGD(self.parameters(), lr=self.rate)
 
 
-def shown(log_dir: Path, sample: int) -> list[Image.Image]:
-    """A sample's pictures in TensorBoard, from the first step to the last."""
+def shown(log_dir: Path, sample: int, step: int) -> Image.Image:
+    """A sample's picture in TensorBoard, at the first step (0), at the last (−1), or between."""
     events = EventAccumulator(str(log_dir), size_guidance={"images": 0}).Reload()
-    pictures = [Image.open(io.BytesIO(one.encoded_image_string)) for one in events.Images(f"gfi/sample_{sample}")]
-    return [picture.convert("RGB") for picture in pictures]
-
-
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures on one paper."""
-    paper = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
-    paper.paste(left, (0, 0))
-    paper.paste(right, (left.width, 0))
-    return paper
+    return Image.open(io.BytesIO(events.Images(f"gfi/sample_{sample}")[step].encoded_image_string))
 
 
 def log_dir(folder: Path, name: str) -> Path:
@@ -59,26 +65,33 @@ def main() -> None:
 
     train, val = collections(options.train_size)
     every = {"num_samples": SAMPLES}
-    histories = {"right": fit(new_model(), train, val, options.epochs, options.log_dir, "right", **every)}
+    histories = {RIGHT: fit(new_model(), train, val, options.epochs, options.log_dir, RIGHT, **every)}
     train_digits, val_digits = split_digits()
     decoys = [
         PatchedDigits(size, seed, *digits, tells_class=True)
         for size, seed, digits in ((options.train_size, 1, train_digits), (500, 2, val_digits))
     ]
-    histories["decoy"] = fit(new_model(), *decoys, 2, options.log_dir, "decoy", **every)
-    new_model()  # seeds
-    histories["ruined"] = fit(Diverging(), Subset(train, range(320)), val, 1, options.log_dir, "ruined", **every)
+    histories[DECOY] = fit(new_model(), *decoys, 2, options.log_dir, DECOY, **every)
+    for name, rate in RATES.items():
+        new_model()  # for its seed
+        histories[name] = fit(Ruined(rate), Subset(train, range(320)), val, 1, options.log_dir, name, **every)
 
     for name, history in histories.items():
-        print(name, "steps", history.steps)
+        print(f"{name}, steps {history.steps}")
         for curve in ("preserved", "removed"):
             values = history.curve(curve)
-            print(f"  {curve}: mean {values[0].mean():.2f} untrained, {values[-1].mean():.2f} trained;", end=" ")
-            print("samples at the end:", " ".join(f"{value:.2f}" for value in values[-1]))
-        for sample in range(SAMPLES):
-            pictures = shown(log_dir(options.log_dir, name), sample)
-            save_picture(pictures[-1], options.out / "all" / f"{name}_{sample}.png")
-            save_picture(beside(pictures[0], pictures[-1]), options.out / "all" / f"{name}_{sample}_both.png")
+            print(
+                f"  {curve}: {values[0].mean():.2f} untrained, {values[-1].mean():.2f} trained; each at the end:",
+                end="",
+            )
+            print("".join(f" {value:.2f}" for value in values[-1]))
+    draw(options.log_dir, options.out)
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Keep the pictures that the page shows."""
+    for name, (run, sample, step) in PICTURES.items():
+        save_picture(shown(log_dir(folder, run), sample, step), out / f"reading_{name}.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from gfi_lightning import GFICallback, History
 from gfi_lightning.metrics import regions_of_boxes
 
-COLORS = 256  # of a picture that is kept small
+COLORS = 192  # of a picture that is kept small
 SEED = 0
 
 
@@ -69,9 +69,10 @@ def print_table(title: str, columns: list[str], rows: Mapping[str, list[object]]
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """As a small file: with few colours."""
+    """As a small file: with few colours, dithered, as else there would be steps where a map fades."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.convert("RGB").quantize(COLORS, Image.Quantize.MEDIANCUT).save(path, optimize=True)
+    full = picture.convert("RGB")
+    full.quantize(palette=full.quantize(COLORS), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
