@@ -8,8 +8,10 @@ A page's blocks belong together, from top to bottom, in one folder that is empty
 - a comment ``<!-- needs NAME … -->`` names markers of the tests, such as ``timm``: without that library the page is
   skipped;
 - ```sh is run line by line as far as that can be done in no time, or else checked, see :mod:`tests.docs.commands`;
-- a block with a ``title="FILE"`` is written to that file. Python files must then be run by a later line of sh; YAML
-  and TOML must have a title, and be readable;
+- where hidden code has defined a function ``shell(line)``, lines of sh go to that first, and only where it returns
+  False on to the others;
+- a block with a ``title="FILE"`` is written to that file. Python files must then be run by a later line of sh;
+- YAML and TOML must have a title, or be used by the hidden code that comes next, as ``block``;
 - ```text is no code, nor is a block without a language. Any other language is refused, so that nothing is left untested
   without anybody knowing.
 """
@@ -108,12 +110,16 @@ def _check(page: Page) -> None:
         where = f"{page.path.name}:{block.first}"
         if block.language not in {"python", "run", "sh", "yaml", "toml", *NO_CODE}:
             raise ValueError(f"{where}: nobody knows how to test {block.language!r}: see tests/docs/pages.py.")
-        if block.language in {"yaml", "toml"} and block.file is None:
-            raise ValueError(f'{where}: give it a title="FILE", and let later code use that file.')
+        if block.language in {"yaml", "toml"} and block.file is None and not _is_used(page.blocks[number + 1 :]):
+            raise ValueError(f'{where}: give it a title="FILE", or let hidden code that comes next use it as `block`.')
         if block.language == "python" and block.file is not None:
             later = [line for one in page.blocks[number:] if one.language in ("sh", "run") for line in one.lines]
             if not any(block.file in line for line in later):
                 raise ValueError(f"{where}: no later line of sh runs {block.file}.")
+
+
+def _is_used(later: list[Block]) -> bool:
+    return bool(later) and later[0].language == "run" and re.search(r"\bblock\b", later[0].code) is not None
 
 
 def run_page(page: Page, folder: Path) -> None:
@@ -128,7 +134,11 @@ def run_page(page: Page, folder: Path) -> None:
                 exec(code, module.__dict__)
             elif block.language == "sh":
                 for line in command_lines(block):
-                    run_line(line, folder)
+                    own = module.__dict__.get("shell")
+                    if own is None or own(line) is False:
+                        run_line(line, folder)
+            else:
+                module.block = block.code
 
 
 def command_lines(block: Block) -> list[str]:

@@ -97,6 +97,20 @@ def test_a_file_that_a_page_writes_is_run(tmp_path, monkeypatch):
     assert (tmp_path / "made").exists()
 
 
+def test_hidden_code_can_take_over_lines_of_a_shell_and_use_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = read_page(
+        written(
+            tmp_path,
+            "```yaml\na: 1\n```\n<!-- run\nassert block == 'a: 1\\n'\nlines = []\n\n\n"
+            "def shell(line):\n    lines.append(line)\n    return line.startswith('odd')\n-->\n"
+            "```sh\nodd thing > there\nmake test\n```\n"
+            "<!-- run\nassert lines == ['odd thing > there', 'make test']\n-->\n",
+        )
+    )
+    run_page(page, tmp_path)
+
+
 def test_torch_is_as_it_was_after_a_page(tmp_path):
     before = torch.get_rng_state()
     with preserved_rng(0):
