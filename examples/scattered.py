@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from gfi_lightning import GFICallback, History
 from gfi_lightning.metrics import regions_of_boxes
 
-COLORS = 192  # of a picture that is kept small
+COLORS = (192, 128, 64)  # of a picture: the first number with which the file is small
+SMALL = 150_000  # bytes
 SEED = 0
 
 
@@ -72,7 +73,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """As a small file: with few colours, dithered, as else there would be steps where a map fades."""
     path.parent.mkdir(parents=True, exist_ok=True)
     full = picture.convert("RGB")
-    full.quantize(palette=full.quantize(COLORS), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    for colors in COLORS:
+        few = full.quantize(palette=full.quantize(colors), dither=Image.Dither.FLOYDSTEINBERG)
+        few.save(path, optimize=True)
+        if path.stat().st_size <= SMALL:
+            return
 
 
 def save_figure(figure: Figure, path: Path) -> None:
