@@ -15,7 +15,6 @@ shortcut: $(INSTALLED)
 pictures: $(INSTALLED)
 	$(VENV)/bin/python examples/reading.py
 	$(VENV)/bin/python examples/label_noise.py
-	$(VENV)/bin/python examples/label_noise.py --noise flipped
 	$(VENV)/bin/python examples/class_imbalance.py
 	$(VENV)/bin/python examples/layer_choice.py
 

@@ -84,19 +84,22 @@ def kinds(found: Found, pictures: ScatteredDigits, wrong: Tensor) -> dict[str, T
     }
 
 
+def panels(kind: str, number: int, found: Found, pictures: ScatteredDigits) -> list[Panel]:
+    """A picture, and both maps beside it."""
+    image, label, predicted = pictures.images[number], pictures.targets[number], int(found.predicted[number])
+    return [
+        Panel(enlarged(image, 128), kind, [f"label: {label}", f"predicted: {predicted}"]),
+        Panel(overlay(image, found.maps[number, 0], 128), f"for {label}", ["the label"]),
+        Panel(overlay(image, found.maps[number, 1], 128), f"for {predicted}", ["the prediction"]),
+    ]
+
+
 def draw_maps(found: Found, pictures: ScatteredDigits, groups: dict[str, Tensor]) -> Image.Image:
     """The first pictures of which label and prediction differ: both maps beside each other."""
-    rows = []
-    for kind in (WRONG_LABEL, WRONG_MODEL):
-        row = []
-        for number in groups[kind][:SHOWN].tolist():
-            image, label, predicted = pictures.images[number], pictures.targets[number], int(found.predicted[number])
-            row += [
-                Panel(enlarged(image, 128), kind, [f"label: {label}", f"predicted: {predicted}"]),
-                Panel(overlay(image, found.maps[number, 0], 128), f"for {label}", ["the label"]),
-                Panel(overlay(image, found.maps[number, 1], 128), f"for {predicted}", ["the prediction"]),
-            ]
-        rows.append(row)
+    pairs = zip(*(groups[kind][:SHOWN].tolist() for kind in (WRONG_LABEL, WRONG_MODEL)), strict=True)
+    rows = [
+        panels(WRONG_LABEL, one, found, pictures) + panels(WRONG_MODEL, other, found, pictures) for one, other in pairs
+    ]
     return Image.fromarray(compose(rows, "label and prediction differ: which is wrong?"))
 
 
