@@ -4,13 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo shortcut test check clean
+.PHONY: demo shortcut pictures docs test check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
 
 shortcut: $(INSTALLED)
 	$(VENV)/bin/python examples/shortcut.py
+
+pictures: $(INSTALLED)
+	$(VENV)/bin/python examples/reading.py
+	$(VENV)/bin/python examples/label_noise.py
+	$(VENV)/bin/python examples/class_imbalance.py
+	$(VENV)/bin/python examples/layer_choice.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
@@ -26,4 +35,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_logs shortcut_logs lightning_logs
+	rm -rf $(VENV) demo_logs lightning_logs site $(patsubst %,%_logs,shortcut reading noise imbalance layer)

@@ -38,6 +38,7 @@ class ScatteredDigits(Dataset):
     Attributes:
         images: (N, 3, 64, 64), float32 in [0, 1].
         targets: class of each picture.
+        others: which digit the small one is.
         boxes: (N, 2, 4): x0, y0, x1, y1 (exclusive) of the large and the small digit.
         classes: names of the classes.
     """
@@ -49,7 +50,7 @@ class ScatteredDigits(Dataset):
         photographs = load_sample_images().images
         drawn = [scatter(rng, photographs, digits, labels) for _ in range(size)]
         self.images = torch.from_numpy(np.stack([image for image, _, _ in drawn])).permute(0, 3, 1, 2).float() / 255
-        self.targets = [label for _, label, _ in drawn]
+        self.targets, self.others = ([both[place] for _, both, _ in drawn] for place in (0, 1))
         self.boxes = np.array([boxes for _, _, boxes in drawn])
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ def split_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.
 
 
 def scatter(rng: np.random.Generator, photographs: list, digits: np.ndarray, labels: np.ndarray) -> tuple:
-    """One picture (64, 64, 3), its class, and the boxes of the large and the small digit."""
+    """One picture (64, 64, 3), and the classes and the boxes of the large and the small digit."""
     photograph = photographs[rng.integers(len(photographs))]
     top, left = (rng.integers(edge - SIDE) for edge in photograph.shape[:2])
     picture = photograph[top : top + SIDE, left : left + SIDE].astype(np.float32)
@@ -80,7 +81,7 @@ def scatter(rng: np.random.Generator, photographs: list, digits: np.ndarray, lab
         alpha = np.asarray(ink, dtype=np.float32)[..., None] / 255
         color = rng.uniform(140, 255, size=3)
         picture[y0:y1, x0:x1] = (1 - alpha) * picture[y0:y1, x0:x1] + alpha * color
-    return picture.round().astype(np.uint8), int(labels[chosen[0]]), boxes
+    return picture.round().astype(np.uint8), labels[chosen].tolist(), boxes
 
 
 def place(rng: np.random.Generator, large: int, small: int) -> list[tuple[int, int, int, int]]:
