@@ -30,7 +30,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "GFICallback":
+        from gfi_lightning.training.internals import be_callback_of_both
+
+        be_callback_of_both(found)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gfi_lightning.guard import preserved_rng
+from gfi_lightning.training import internals
+from gfi_lightning.training.added import AddedCallback
 from gfi_lightning.training.callback import GFICallback
 
 MakeTrainer = Callable[[], L.Trainer] | Callable[[list[L.Callback]], L.Trainer]
@@ -93,6 +95,8 @@ def assert_harmless(
     def fit(callbacks: Callable[[], list[L.Callback]]) -> FitRecord:
         with _seeded(seed):
             trainer = _trainer_with(callbacks(), make_trainer)
+            for added in [one for one in internals.callbacks(trainer) if isinstance(one, AddedCallback)]:
+                internals.remove_callback(trainer, added)  # else one fit would be without a callback in name only
             record = record_fit(trainer, make_module(), make_datamodule() if make_datamodule else None)
         if record.error is not None and not isinstance(record.error, Exception):
             raise record.error  # somebody wants to stop

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from gfi_lightning.inversion.optimizer import Adam, Multiplicative, Optimizer
 
 Size = tuple[int, int]
 Schedule = Callable[[int, int], float]
+if TYPE_CHECKING:
+    OptimizerClass = type[Optimizer]
+else:
+    OptimizerClass = type  # LightningCLI cannot ask a class whether it follows a protocol
 
 
 def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
@@ -165,7 +170,7 @@ class Recipe:
     evidence_noise: float = 0.0
     evidence_against: float = 1.0
     coarsest_power: float = 1.0
-    optimizer: type[Optimizer] = Adam
+    optimizer: OptimizerClass = Adam
     learning_rate: float = 0.01
     schedule: Schedule = halved_every_10
     one_optimizer: bool = False

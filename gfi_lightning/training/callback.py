@@ -13,11 +13,10 @@ from typing_extensions import override
 
 from gfi_lightning.errors import UsageError, attempt, check_count
 from gfi_lightning.guard import preserved_rng
-from gfi_lightning.inversion.backgrounds import Background, background_function
-from gfi_lightning.inversion.layers import LayerLike, as_layers, module_name
-from gfi_lightning.inversion.network import Forward
+from gfi_lightning.inversion.backgrounds import background_function
+from gfi_lightning.inversion.layers import as_layers, module_name
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
-from gfi_lightning.inversion.scores import ScoreFunction, check_score
+from gfi_lightning.inversion.scores import check_score
 from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.images import normalization
@@ -27,16 +26,31 @@ from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
-from gfi_lightning.training.foreign import Foreign, MapFunction
+from gfi_lightning.training.foreign import Foreign
 from gfi_lightning.training.notices import first_line, last_line, runs_to_come, samples_in_words, title
 from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
-from gfi_lightning.training.regions import Regions, check_alarm, check_alarm_names, check_regions
-from gfi_lightning.training.samples import SplitBatch, is_batch
-from gfi_lightning.training.schedule import Schedule, Steps
+from gfi_lightning.training.regions import check_alarm, check_alarm_names, check_regions
+from gfi_lightning.training.samples import is_batch
+from gfi_lightning.training.schedule import Schedule
 from gfi_lightning.training.session import Seen, Session
-from gfi_lightning.training.share import Settings, Targets
+from gfi_lightning.training.share import Settings
 from gfi_lightning.training.showing import REST_IS_KEPT, Showing, Wishes
+from gfi_lightning.training.types import (
+    BackgroundLike,
+    Forward,
+    LayerLike,
+    Layers,
+    MapFunction,
+    OnError,
+    RecipeName,
+    Regions,
+    SamplesLike,
+    ScheduleLike,
+    ScoreLike,
+    SplitBatch,
+    TargetsLike,
+)
 
 ROOT = "gfi"  # of all tags, and the folder of the maps
 Scalars = dict[str, float]  # by tag
@@ -60,10 +74,12 @@ class GFICallback(L.Callback):
     :func:`gfi_lightning.testing.assert_harmless` checks that on a module of your own. In a distributed training
     every rank explains its share of the samples, and the first one shows them.
 
+    In a config of LightningCLI a callable is where it can be imported from, such as ``my_module.my_function``.
+
     Args:
         every_n_epochs: explain at the end of every n-th training epoch.
-        every_n_steps: explain after every n-th optimiser step instead. The run after the very first step has
-            no place of its own on the x axis and is left out: step 0 shows the untrained model.
+        every_n_steps: explain after every n-th optimiser step, instead of by epochs. The run after the very first
+            step has no place of its own on the x axis and is left out: step 0 shows the untrained model.
         schedule: "log": after 2, 4, 8, … optimiser steps of the first epoch, and then as ``every_n_epochs`` says,
             since most of the change comes early; or a callable from the number of optimiser steps so far to
             whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
@@ -73,7 +89,7 @@ class GFICallback(L.Callback):
         num_samples: how many images of the (first) validation loader's data set are explained, spread evenly
             over the classes where labels can be had from the data set's ``targets``, ``labels`` or
             ``tensors``; otherwise the first ones. Fewer where the data set has fewer.
-        samples: indices into that data set, or a ready batch, instead.
+        samples: indices into that data set instead, or a ready batch of images and labels.
         targets: which class is explained. "label": the image's label, and beside it the predicted class where
             that is another; "predicted": the predicted class; "contrast": why the label rather than the predicted
             class, and where they agree, or without labels, why the predicted class rather than the runner-up;
@@ -81,21 +97,25 @@ class GFICallback(L.Callback):
             most probable class where none is (understood by itself under ``score="sigmoid"``); a class index, or
             a list of them, for all images; or a callable from logits (N, classes) and labels, (N,), multi-hot
             (bool) or None, to class indices (N,) or (N, T).
-        layer: the base layer by its name in the LightningModule; None: the last feature map, see
-            :class:`~gfi_lightning.GuidedFeatureInversion`, as for the next five and ``chunk_size``.
-        inversion_layer: where stage 1 compares features.
+        layer: the base layer, whose feature maps make up the heatmaps, by its name in the LightningModule, or the
+            module itself; or several, the coarsest last; None: as many of the last feature maps as the recipe asks
+            for. For this and the other arguments of the method see ``gfi_lightning.GuidedFeatureInversion``.
+        inversion_layer: where stage 1 compares features, likewise; None: the last base layer.
         layers: several depths of the network, from shallow to deep: below each sample's picture comes a row of
             what the features of each still preserve, whatever the class. Each costs a stage 1 that runs up to it.
-        recipe: "default", "paper", "release" or a :class:`~gfi_lightning.Recipe`.
-        background: "blur", "mean", "noise" or a callable.
-        score: "softmax", "sigmoid" or a callable.
-        class_names: by class index; None: the data set's ``classes``, or else the index.
-        mean: of the images' normalisation, per channel, to show images as they were; None: that of the
+        recipe: all constants of the method: "default", "paper", "release" (the authors' code), or a
+            ``gfi_lightning.Recipe``.
+        background: what takes the place of what is removed: "blur", "mean", "noise", or a callable from images
+            (N, C, H, W) to images of the same shape.
+        score: of a class: "softmax", "sigmoid" for several labels or a single logit, or a callable from the model's
+            output and the targets (N,) to one number each (N,).
+        class_names: by class index, in order; None: the data set's ``classes``, or else the index.
+        mean: of the images' normalisation, one number per channel, to show images as they were; None: that of the
             ``Normalize`` step in the data set's transform. Without one, images within [0, 1] are shown as they
             are, others by their own range.
-        std: likewise.
-        chunk_size: images that are optimised at once.
-        forward: how to get the output, (module, images) → output; None: ``module(images)``.
+        std: standard deviation of the images' normalisation, one number per channel; goes with ``mean``.
+        chunk_size: how many images are optimised at once; None: at most 32, and on a CPU no more than 400,000 pixels.
+        forward: how to get the model's output, a callable (module, images) → output; None: ``module(images)``.
         explainer: another method, filmed in the same way: a function (model, images, targets) → maps. ``model`` is
             the LightningModule in eval mode, whose parameters require no gradient; ``images`` (N, C, H, W) are as it
             sees them, and require one; ``targets`` (N,), int64. Maps are a tensor or an array, (N, h, w) or
@@ -113,8 +133,8 @@ class GFICallback(L.Callback):
         per_class: log all curves for the samples of each class as well, ``gfi/<curve>/<class>``.
         per_sample: log all curves for each sample as well, ``gfi/<curve>/sample_<number>``.
         prog_bar: names of curves for the progress bar, ["preserved", "drift"] for instance.
-        keep_weights: keep the channel weights ω in the history: :meth:`History.weights`.
-        batch: how to get at images (N, C, H, W) and labels (N,) or None in a validation batch, batch →
+        keep_weights: keep the channel weights ω in the history, for ``History.weights()``.
+        batch: how to get at images (N, C, H, W) and labels (N,) or None in a validation batch, a callable batch →
             (images, labels); None: the usual forms are understood.
         name: of this callback, where a Trainer has several: its tags start with ``gfi/<name>/``. Without names
             the first one's start with ``gfi/``, the second one's with ``gfi/2/``, and so on.
@@ -149,17 +169,17 @@ class GFICallback(L.Callback):
         *,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
-        schedule: str | Steps | None = None,
+        schedule: ScheduleLike | None = None,
         max_overhead: float | None = None,
         num_samples: int = 8,
-        samples: Any = None,
-        targets: Targets = "label",
-        layer: LayerLike | Sequence[LayerLike] | None = None,
+        samples: SamplesLike | None = None,
+        targets: TargetsLike = "label",
+        layer: Layers | None = None,
         inversion_layer: LayerLike | None = None,
-        layers: LayerLike | Sequence[LayerLike] | None = None,
-        recipe: str | Recipe = "default",
-        background: str | Background = "blur",
-        score: str | ScoreFunction = "softmax",
+        layers: Layers | None = None,
+        recipe: RecipeName | Recipe = "default",
+        background: BackgroundLike = "blur",
+        score: ScoreLike = "softmax",
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -175,7 +195,7 @@ class GFICallback(L.Callback):
         keep_weights: bool = False,
         name: str | None = None,
         verbose: bool = True,
-        on_error: str = "warn",
+        on_error: OnError = "warn",
     ) -> None:
         arguments.check_schedule(schedule, every_n_epochs, every_n_steps)
         arguments.check_share("max_overhead", max_overhead)

@@ -1,5 +1,6 @@
 """What we need of Lightning beyond its public interface, in one place. Checked with 2.4 to 2.6."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,23 @@ def optimizer_stepped(trainer: L.Trainer) -> bool:
 def callbacks(trainer: L.Trainer) -> list[L.Callback]:
     """All of a Trainer's callbacks."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]  # which it sets, but does not declare
+
+
+def remove_callback(trainer: L.Trainer, callback: L.Callback) -> None:
+    """Take a callback out of a Trainer, also from within one of its hooks."""
+    # A new list, because Lightning is going through the old one.
+    trainer.callbacks = [one for one in callbacks(trainer) if one is not callback]  # type: ignore[attr-defined]
+
+
+def be_callback_of_both(callback: type[L.Callback]) -> None:
+    """Let a class be a Callback of the package ``pytorch_lightning`` as well, where that is in use.
+
+    Its Trainer asks for hooks alone, but its LightningCLI and some who go through callbacks ask for the class. It is
+    not imported for that: the package takes seconds.
+    """
+    other = getattr(sys.modules.get("pytorch_lightning"), "Callback", None)
+    if other is not None and not issubclass(callback, other):
+        callback.__bases__ = (*callback.__bases__, other)
 
 
 def ranks(trainer: L.Trainer) -> Ranks | None:
