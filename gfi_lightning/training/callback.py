@@ -22,11 +22,12 @@ from gfi_lightning.recording.history import History
 from gfi_lightning.recording.loggers import Pictures, encoded, shows_images
 from gfi_lightning.recording.pictures import draw_sample
 from gfi_lightning.training import arguments, internals
+from gfi_lightning.training.batches import SplitBatch
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import Regions, check_alarm, check_alarm_names, check_regions
-from gfi_lightning.training.samples import SplitBatch, is_batch
+from gfi_lightning.training.samples import is_batch
 from gfi_lightning.training.schedule import Schedule, Steps
 from gfi_lightning.training.session import Seen, Session
 from gfi_lightning.training.share import Settings, Targets
@@ -64,10 +65,11 @@ class GFICallback(L.Callback):
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance.
             It holds once three runs are done: scheduled runs that would break it are skipped, the one at the end
             of the training never, and the curve ``gfi/overhead`` tells the share so far. None: no limit.
-        num_samples: how many images of the (first) validation loader's data set are explained, spread evenly
-            over the classes where labels can be had from the data set's ``targets``, ``labels`` or
-            ``tensors``; otherwise the first ones. Fewer where the data set has fewer.
+        num_samples: how many images of the validation loader's data set are explained, spread evenly
+            over the classes where labels can be had from the data set's ``targets``, ``labels``, ``y`` or
+            ``tensors``, or a column of Hugging Face's; otherwise the first ones. Fewer where the data set has fewer.
         samples: indices into that data set, or a ready batch, instead.
+        dataloader_idx: which of several validation loaders, or test loaders, as Lightning counts them.
         targets: which class is explained. "label": the image's label, and beside it the predicted class where
             that is another; "predicted": the predicted class; "contrast": why the label rather than the predicted
             class, and where they agree, or without labels, why the predicted class rather than the runner-up;
@@ -83,13 +85,16 @@ class GFICallback(L.Callback):
         recipe: "default", "paper", "release" or a :class:`~gfi_lightning.Recipe`.
         background: "blur", "mean", "noise" or a callable.
         score: "softmax", "sigmoid" or a callable.
-        class_names: by class index; None: the data set's ``classes``, or else the index.
+        class_names: by class index; None: the data set's ``classes``, or the names of its label's feature (Hugging
+            Face), or else the index.
         mean: of the images' normalisation, per channel, to show images as they were; None: that of the
-            ``Normalize`` step in the data set's transform. Without one, images within [0, 1] are shown as they
-            are, others by their own range.
+            ``Normalize`` step in the data set's transform, or else one that the data set, the collate function, the
+            data module or the module holds and the images can have gone through. Without one, images within [0, 1]
+            are shown as they are, others by their own range.
         std: likewise.
         chunk_size: images that are optimised at once.
-        forward: how to get the output, (module, images) → output; None: ``module(images)``.
+        forward: how to get the output, (module, images) → output; None: ``module(images)``, or as its forward takes
+            them, by name or in a batch; or its only network, where the module has no forward.
         regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
             item of the validation set, or, where there are not as many as that, for each sample, a box
             (x0, y0, x1, y1), in pixels of the image as the model sees it, x1 and y1 exclusive, several boxes, a mask
@@ -136,6 +141,7 @@ class GFICallback(L.Callback):
         max_overhead: float | None = None,
         num_samples: int = 8,
         samples: Any = None,
+        dataloader_idx: int = 0,
         targets: Targets = "label",
         layer: LayerLike | Sequence[LayerLike] | None = None,
         inversion_layer: LayerLike | None = None,
@@ -162,6 +168,7 @@ class GFICallback(L.Callback):
         arguments.check_share("max_overhead", max_overhead)
         check_count("num_samples", num_samples)
         arguments.check_samples(samples)
+        check_count("dataloader_idx", dataloader_idx, smallest=0)
         arguments.check_targets(targets)
         arguments.check_layer("layer", layer)
         arguments.check_layer("inversion_layer", inversion_layer)
@@ -196,6 +203,7 @@ class GFICallback(L.Callback):
             normalization=arguments.normalization(mean, std),
             batch=batch,
             regions=regions,
+            dataloader_idx=dataloader_idx,
             explainer={
                 "inversion_layer": inversion_layer,
                 "layers": layers,
@@ -374,7 +382,8 @@ class GFICallback(L.Callback):
         self._draws = any(ranks.everyones(any(map(shows_images, trainer.loggers))))
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
-            loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
+            index = self._settings.dataloader_idx
+            loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer, index))
             self._session = Session(self._settings, loader, self._restored, self._faults.warn, ranks)
         if callable(self._settings.regions):  # whose names are known only now
             check_alarm_names(self._wishes.alarm, self._session.regions)
@@ -499,9 +508,9 @@ class GFICallback(L.Callback):
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
 
 
-def _loader(trainer: L.Trainer) -> Any:
+def _loader(trainer: L.Trainer, dataloader_idx: int) -> Any:
     with attempt("get the validation loader", "Give samples=: a ready batch (images, labels) needs none."):
-        return internals.evaluation_loader(trainer)
+        return internals.evaluation_loader(trainer, dataloader_idx)
 
 
 def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:
