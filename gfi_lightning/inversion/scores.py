@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,23 +12,34 @@ from gfi_lightning.errors import UsageError
 
 ScoreFunction = Callable[[Any, Tensor], Tensor]
 _SCORES = ("softmax", "sigmoid")
+_LOGITS = ("logits", "class_logits", "output", "outputs", "out", "pred", "preds", "prediction", "predictions", "y_hat")
+_NAMED = (*_LOGITS, "last_hidden_state")
 
 
 def first_tensor(output: Any) -> Tensor | None:
     """The first floating tensor in an output that may be a tensor, a tuple, a mapping or an object.
 
-    ``logits`` and ``last_hidden_state``, by whatever name a mapping or an object gives them, come first.
+    In a mapping or a dataclass what is called ``logits``, ``output`` and the like comes first, and a single number,
+    such as the loss, does not count; of other objects ``logits`` and ``last_hidden_state`` do.
     """
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    if isinstance(output, Mapping):
-        named = [output[name] for name in ("logits", "last_hidden_state") if name in output]
-        return _first_of([*named, *output.values()])
+    if (names := _by_name(output)) is not None:
+        parts = [*(names[name] for name in _NAMED if name in names), *names.values()]
+        return _first_of(part for part in parts if not (isinstance(part, Tensor) and part.ndim == 0))
     for name in ("logits", "last_hidden_state"):
         if isinstance(found := getattr(output, name, None), Tensor):
             return found
     if isinstance(output, (tuple, list)):
         return _first_of(output)
+    return None
+
+
+def _by_name(output: Any) -> Mapping[Any, Any] | None:
+    if isinstance(output, Mapping):
+        return output
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
     return None
 
 
@@ -58,6 +69,7 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         UsageError: there are none in it.
     """
+    _check_names(output)
     logits = first_tensor(output)
     if logits is not None and logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
         logits = logits.flatten(1)
@@ -70,6 +82,17 @@ def logits_of(output: Any) -> Tensor:
             "or give forward= (images → logits) or score= (output, targets → one number each)."
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_names(output: Any) -> None:
+    """Raise UsageError where nothing tells which part of an output are the logits."""
+    names = _by_name(output) or {}
+    several = [name for name, part in names.items() if isinstance(part, Tensor) and part.ndim == 2]
+    if len(several) > 1 and not any(name in names for name in _NAMED):
+        raise UsageError(
+            f"The model's output is {describe(output)}; which of {', '.join(map(repr, several))} are the logits of the "
+            "classes? Call them 'logits', or give forward= (images → logits)."
+        )
 
 
 def class_probabilities(output: Any, score: str) -> Tensor:

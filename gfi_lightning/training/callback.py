@@ -86,10 +86,11 @@ class GFICallback(L.Callback):
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance.
             It holds once three runs are done: scheduled runs that would break it are skipped, the one at the end
             of the training never, and the curve ``gfi/overhead`` tells the share so far. None: no limit.
-        num_samples: how many images of the (first) validation loader's data set are explained, spread evenly
-            over the classes where labels can be had from the data set's ``targets``, ``labels`` or
-            ``tensors``; otherwise the first ones. Fewer where the data set has fewer.
+        num_samples: how many images of the validation loader's data set are explained, spread evenly
+            over the classes where labels can be had from the data set's ``targets``, ``labels``, ``y`` or
+            ``tensors``, or a column of Hugging Face's; otherwise the first ones. Fewer where the data set has fewer.
         samples: indices into that data set instead, or a ready batch of images and labels.
+        dataloader_idx: which of several validation loaders, or test loaders, as Lightning counts them.
         targets: which class is explained. "label": the image's label, and beside it the predicted class where
             that is another; "predicted": the predicted class; "contrast": why the label rather than the predicted
             class, and where they agree, or without labels, why the predicted class rather than the runner-up;
@@ -109,13 +110,16 @@ class GFICallback(L.Callback):
             (N, C, H, W) to images of the same shape.
         score: of a class: "softmax", "sigmoid" for several labels or a single logit, or a callable from the model's
             output and the targets (N,) to one number each (N,).
-        class_names: by class index, in order; None: the data set's ``classes``, or else the index.
+        class_names: by class index, in order; None: the data set's ``classes``, or the names of its label's feature
+            (Hugging Face), or else the index.
         mean: of the images' normalisation, one number per channel, to show images as they were; None: that of the
-            ``Normalize`` step in the data set's transform. Without one, images within [0, 1] are shown as they
-            are, others by their own range.
+            ``Normalize`` step in the data set's transform, or else one that the data set, the collate function, the
+            data module or the module holds and the images can have gone through. Without one, images within [0, 1]
+            are shown as they are, others by their own range.
         std: standard deviation of the images' normalisation, one number per channel; goes with ``mean``.
         chunk_size: how many images are optimised at once; None: at most 32, and on a CPU no more than 400,000 pixels.
-        forward: how to get the model's output, a callable (module, images) → output; None: ``module(images)``.
+        forward: how to get the model's output, a callable (module, images) → output; None: ``module(images)``, or as
+            its forward takes them, by name or in a batch; or its only network, where the module has no forward.
         explainer: another method, filmed in the same way: a function (model, images, targets) → maps. ``model`` is
             the LightningModule in eval mode, whose parameters require no gradient; ``images`` (N, C, H, W) are as it
             sees them, and require one; ``targets`` (N,), int64. Maps are a tensor or an array, (N, h, w) or
@@ -173,6 +177,7 @@ class GFICallback(L.Callback):
         max_overhead: float | None = None,
         num_samples: int = 8,
         samples: SamplesLike | None = None,
+        dataloader_idx: int = 0,
         targets: TargetsLike = "label",
         layer: Layers | None = None,
         inversion_layer: LayerLike | None = None,
@@ -201,6 +206,7 @@ class GFICallback(L.Callback):
         arguments.check_share("max_overhead", max_overhead)
         check_count("num_samples", num_samples)
         arguments.check_samples(samples)
+        check_count("dataloader_idx", dataloader_idx, smallest=0)
         arguments.check_targets(targets)
         arguments.check_layer("layer", layer)
         arguments.check_layer("inversion_layer", inversion_layer)
@@ -247,6 +253,7 @@ class GFICallback(L.Callback):
             normalization=normalization(mean, std),
             batch=batch,
             regions=regions,
+            dataloader_idx=dataloader_idx,
             explainer={
                 "inversion_layer": inversion_layer,
                 "layers": layers,
@@ -434,7 +441,8 @@ class GFICallback(L.Callback):
         self._log_dir, self._draws = ranks.from_first(lambda: self._places(trainer))
         with preserved_rng(_SEED):
             # On every rank, in case the module's own dataloader hook talks to the others.
-            loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer))
+            index = self._settings.dataloader_idx
+            loader = None if is_batch(self._settings.samples) else ranks.agree(lambda: _loader(trainer, index))
             self._session = Session(
                 self._settings, loader, self._restored, self._faults.warn, self._faults.inform, ranks
             )
@@ -610,9 +618,9 @@ class GFICallback(L.Callback):
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
 
 
-def _loader(trainer: L.Trainer) -> Any:
+def _loader(trainer: L.Trainer, dataloader_idx: int) -> Any:
     with attempt("get the validation loader", "Give samples=: a ready batch (images, labels) needs none."):
-        return internals.evaluation_loader(trainer)
+        return internals.evaluation_loader(trainer, dataloader_idx)
 
 
 def _prefix(callback: GFICallback, trainer: L.Trainer) -> str:

@@ -100,11 +100,18 @@ def _strategy_is(trainer: L.Trainer, names: set[str]) -> bool:
     return any(base.__name__ in names for base in type(trainer.strategy).__mro__)
 
 
-def evaluation_loader(trainer: L.Trainer) -> Any:
-    """The first validation loader, or under ``trainer.test`` the first test loader; None if there is none.
+def evaluation_loader(trainer: L.Trainer, index: int = 0) -> Any:
+    """A validation loader, or under ``trainer.test`` a test loader; None if there is none.
 
     In a fit where validation is switched off, or comes only epochs later, the loader is requested here and
     not kept, so that Lightning will request its own when it would have done so anyway.
+
+    Args:
+        trainer: whose.
+        index: of several, as Lightning counts them (``dataloader_idx``).
+
+    Raises:
+        UsageError: there are not as many.
     """
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     if loaders is None:
@@ -117,18 +124,34 @@ def evaluation_loader(trainer: L.Trainer) -> Any:
     if loaders is None:
         return None
     flattened = CombinedLoader(loaders, "sequential").flattened if not _is_combined(loaders) else loaders.flattened
-    return flattened[0] if flattened else None
+    if flattened and index >= len(flattened):
+        kind = "test" if trainer.testing else "validation"
+        there = f"is one {kind} loader" if len(flattened) == 1 else f"are {len(flattened)} {kind} loaders"
+        numbers = "0" if len(flattened) == 1 else f"an index from 0 to {len(flattened) - 1}"
+        raise UsageError(f"dataloader_idx={index} does not exist: there {there}, so give {numbers}.")
+    return flattened[index] if flattened else None
 
 
 def _is_combined(loaders: Any) -> bool:
     return any(base.__name__ == "CombinedLoader" for base in type(loaders).__mro__)
 
 
-def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Any:
-    """A collated batch as a validation step would get it: converted, and through the module's transfer hooks."""
+def to_device(trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, dataloader_idx: int = 0) -> Any:
+    """A collated batch as a validation step would get it: converted, and through the transfer hooks.
+
+    These are the module's, which must not notice anyway, or the data module's, which is left as it was.
+    """
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    # Not its tensors, which may be the whole of the data.
+    with preserved_state(data_modules(trainer), tensors=False):
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+
+
+def data_modules(trainer: L.Trainer) -> list[Any]:
+    """The Trainer's data module, if it has one."""
+    found = getattr(trainer, "datamodule", None)
+    return [] if found is None else [found]
 
 
 def log_folder(trainer: L.Trainer) -> Path | None:

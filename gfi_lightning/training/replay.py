@@ -141,22 +141,24 @@ def _explain_all(
     # Those that the model itself brings are with the Trainer only now.
     ours = [callback] if callback is not None else _ours(trainer)
     if not all(is_batch(one._settings.samples) for one in ours):
-        ranks.agree(lambda: _see_to_data(trainer))
+        ranks.agree(lambda: _see_to_data(trainer, max(one._settings.dataloader_idx for one in ours)))
     weights = _Weights(trainer, pl_module, ranks, ranks.from_first(lambda: when), weights_only)
     histories = [one.replay(trainer, pl_module, weights) for one in ours]
     return histories[0]
 
 
-def _see_to_data(trainer: L.Trainer) -> None:
+def _see_to_data(trainer: L.Trainer, dataloader_idx: int) -> None:
     """Lightning has had the data set up for validation, but some sets are made only for training, as in the run."""
     try:
-        loader = internals.evaluation_loader(trainer)
+        loader = internals.evaluation_loader(trainer, dataloader_idx)
+    except UsageError:
+        raise
     except Exception:  # whatever comes of a set that is not there
         loader = None
     if loader is None or getattr(loader, "dataset", loader) is None:
         try:
             internals.set_up_for_fit(trainer)
-            loader = internals.evaluation_loader(trainer)
+            loader = internals.evaluation_loader(trainer, dataloader_idx)
         except Exception as error:
             raise UsageError(
                 f"The validation set cannot be had ({brief(error)}): give dataloaders=, or a data module "

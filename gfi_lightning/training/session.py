@@ -25,28 +25,32 @@ from gfi_lightning.recording.curves import Curves, CurveTracker
 from gfi_lightning.recording.images import displayable, in_unit_range
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
+from gfi_lightning.training.batches import (
+    are_channels_last,
+    class_indices,
+    multi_hot,
+    one_class_each,
+    soft_labels,
+    split_batch,
+)
 from gfi_lightning.training.budget import wait_for_gpu
+from gfi_lightning.training.calling import Call, find_call
+from gfi_lightning.training.dataset_info import makers_of_items, names_of_classes
 from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
+from gfi_lightning.training.normalization import find_normalization, fitting_normalization, normalizations
 from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
-from gfi_lightning.training.samples import (
-    Samples,
-    as_indices,
-    as_names,
-    attribute_of_dataset,
-    class_indices,
-    find_normalization,
-    is_batch,
-    multi_hot,
-    read_samples,
-    split_batch,
-)
+from gfi_lightning.training.samples import Samples, as_indices, as_names, is_batch, read_samples
 from gfi_lightning.training.share import Batch, Explanations, Settings, Share, Targets, Turn
 
 T = TypeVar("T")
 
 _NO_ROOM = "Not even one image at a time fits beside the training: a smaller batch_size leaves room for it."
+_SOFT = (
+    ", but soft ones, of which some have no class with more than half",
+    "targets= for others, or a validation loader whose collate function does not mix images",
+)
 _MULTI_HOT = (
     ", but labels of several classes at once",
     "targets='present', and score='sigmoid' where an image may have several, to explain each class that is present",
@@ -105,9 +109,12 @@ class Session:
         self._inform = inform
         self.ranks = ranks
         self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
-        self._normalization = settings.normalization or find_normalization(dataset)
-        names = attribute_of_dataset(dataset, "classes") if settings.class_names is None else settings.class_names
-        self.class_names = as_names(names)
+        self._normalization: tuple[Any, ...] | None = settings.normalization or find_normalization(dataset)
+        # Others, of which the images will tell whether they can be meant; sought now, as the loader is not kept.
+        self._candidates = [] if self._normalization is not None else list(normalizations(loader, []))
+        names = settings.class_names
+        self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
+        self._call: Call | None = None
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or restored.get("layer")
         self._chunk_size: int | None = settings.explainer["chunk_size"]
         self._writes_parameters = True
@@ -185,7 +192,11 @@ class Session:
         self.base_layers = base_layers
 
     def _explainer(self, pl_module: L.LightningModule, progress: Progress) -> GuidedFeatureInversion:
-        options = self._settings.explainer | {"chunk_size": self._chunk_size, "on_pass": progress.begin_pass}
+        options = self._settings.explainer | {
+            "chunk_size": self._chunk_size,
+            "forward": self._forward(),
+            "on_pass": progress.begin_pass,
+        }
         if self._settings.foreign is None:
             return GuidedFeatureInversion(pl_module, self._layer, **options, announce=self._announced)
         shared = {name: options[name] for name in (*OF_ANY_METHOD, "on_pass")}
@@ -264,12 +275,24 @@ class Session:
         """All samples, on the model's device."""
         with attempt("bring the samples to the model", "They went through its transfer hooks, as for a validation."):
             # A copy, because the module's transfer hooks may work in place.
-            batch = internals.to_device(trainer, pl_module, copy.deepcopy(self._samples.batch))
+            batch = internals.to_device(
+                trainer, pl_module, copy.deepcopy(self._samples.batch), self._settings.dataloader_idx
+            )
         images, given = split_batch(batch, self._settings.batch)
-        labels, present = class_indices(given, len(images)), multi_hot(given, len(images))
-        targets = self._understood_targets(labels, present, describe(batch))
+        channels_last = are_channels_last(images)
+        images = images.permute(0, 3, 1, 2).contiguous() if channels_last else images
+        if images.device.type == "cpu":
+            images = images.to(pl_module.device)  # arrays are not moved by Lightning
+        labels, present = self._understood_labels(given, len(images))
+        is_soft = soft_labels(given, len(images)) is not None
+        targets = self._understood_targets(labels, present, is_soft, describe(batch))
         self._notice_changes(images)
         self._check_normalization(images)
+        if self._call is None:  # in the first run
+            self._find_normalization(trainer, pl_module, images)
+            form, own = None if self._settings.batch else batch, self._settings.explainer["forward"]
+            with trainer.precision_plugin.forward_context():
+                self._call = find_call(pl_module, images, form, own, channels_last)
         if self._masks is None:
             self._masks = as_masks(self._samples.parts, len(images), image_size(images))
             for name in [name for name, masks in self._masks.items() if not masks.any()]:
@@ -277,7 +300,34 @@ class Session:
         labels, present = (None if one is None else one.to(images.device) for one in (labels, present))
         return Batch(images, labels, present, targets)
 
-    def _understood_targets(self, labels: Tensor | None, present: Tensor | None, batch: str) -> Targets:
+    def _forward(self) -> Call | None:
+        return None if self._call is None or self._call.is_plain else self._call
+
+    def _find_normalization(self, trainer: L.Trainer, pl_module: L.LightningModule, images: Tensor) -> None:
+        if self._normalization is not None:
+            return
+        hooked = normalizations(None, [*internals.data_modules(trainer), pl_module])
+        found = fitting_normalization([*self._candidates, *hooked], images)
+        self._candidates = []
+        if found is not None:
+            self._inform(f"The pictures are shown as they were before the normalisation in {found.place}.")
+            self._normalization = found
+
+    def _understood_labels(self, given: Any, count: int) -> tuple[Tensor | None, Tensor | None]:
+        """Class indices, and which classes are present, of what a batch has for labels; None for what they are not."""
+        labels, present = class_indices(given, count), multi_hot(given, count)
+        # Where classes share 1, one-hot labels are class indices; but told each by itself, several with one each now.
+        if labels is not None or self._settings.explainer["score"] != "softmax" or self._settings.targets == "present":
+            return labels, present
+        if (indices := one_class_each(given, count)) is not None:
+            return indices, None
+        soft = soft_labels(given, count)
+        if soft is None or not (soft.amax(1) > 0.5).all():
+            return None, present
+        self._inform("The labels are soft: each image's label is the class that has more than half of it.")
+        return soft.argmax(1), None
+
+    def _understood_targets(self, labels: Tensor | None, present: Tensor | None, is_soft: bool, batch: str) -> Targets:
         """What is explained, from what was asked for and the kind of labels that there are."""
         targets, score = self._settings.targets, self._settings.explainer["score"]
         if targets == "label" and present is not None and score == "sigmoid":
@@ -285,6 +335,8 @@ class Session:
             self._inform("The labels are multi-hot: each class that is present is explained (targets='present').")
         elif targets == "label" and labels is None:
             what, advice = ("", "targets= or batch= for others") if present is None else _MULTI_HOT
+            if score == "softmax" and is_soft:
+                what, advice = _SOFT
             self._warn(
                 f"GFICallback found no class indices in the validation batch, which is {batch}{what}: "
                 f"it explains the predicted classes. Give {advice}."
@@ -356,13 +408,14 @@ class Session:
             self._tracker.forget_maps()
 
     def _displayable(self, images: Tensor) -> Tensor:
-        fits = self._normalization is not None and len(self._normalization[0]) in (1, images.shape[1])
+        found = self._normalization
+        fits = found is not None and len(found[0]) in (1, images.shape[1])
         if not fits and not in_unit_range(images):
             self._inform(
-                "No Normalize step was found in the data set's transform: each picture is shown by its own range. "
-                "Give GFICallback(mean=..., std=...) for true colours."
+                "No normalisation was found that these images can have gone through: each picture is shown by its own "
+                "range. Give GFICallback(mean=..., std=...) for true colours."
             )
-        return displayable(images, self._normalization if fits else None)
+        return displayable(images, (found[0], found[1]) if found is not None and fits else None)
 
 
 def _in_words(explainer: GuidedFeatureInversion, inversion: Inversion) -> str:
@@ -396,9 +449,8 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
     advice = "Give samples=: indices of items that can be read, or a ready batch (images, labels)."
-    readers = [getattr(loader, name, None) for name in ("dataset", "collate_fn")]
     # Not their tensors, which may be the whole of the data; reading does not change those.
-    with preserved_state(readers, tensors=False), attempt("read its samples", advice):
+    with preserved_state(makers_of_items(loader), tensors=False), attempt("read its samples", advice):
         samples = read_samples(loader, settings.num_samples, indices, settings.regions)
     size = samples.dataset_size
     if indices is None and size is not None and size < settings.num_samples:

@@ -14,9 +14,10 @@ from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import LayerLike
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
+from gfi_lightning.training.batches import SplitBatch
 from gfi_lightning.training.foreign import Foreign
 from gfi_lightning.training.regions import Regions
-from gfi_lightning.training.samples import SplitBatch, as_names
+from gfi_lightning.training.samples import as_names
 
 TargetChoice = Callable[[Tensor, Tensor | None], Tensor]
 Targets = str | int | list[int] | TargetChoice
@@ -40,6 +41,7 @@ class Settings:
     normalization: tuple[Sequence[float], Sequence[float]] | None
     batch: SplitBatch | None
     regions: Regions | None = None
+    dataloader_idx: int = 0
     explainer: dict[str, Any] = field(default_factory=dict)
     foreign: Foreign | None = None
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from gfi_lightning.inversion.layers import LayerLike
     from gfi_lightning.inversion.network import Forward
     from gfi_lightning.inversion.scores import ScoreFunction
+    from gfi_lightning.training.batches import SplitBatch
     from gfi_lightning.training.foreign import MapFunction
     from gfi_lightning.training.regions import Regions
-    from gfi_lightning.training.samples import SplitBatch
     from gfi_lightning.training.schedule import Steps
     from gfi_lightning.training.share import TargetChoice
 

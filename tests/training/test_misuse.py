@@ -290,7 +290,7 @@ MISTAKES = {
     "several labels each": Mistake(
         r"found no class indices .* Tensor\(3, 5\) of int64\), but labels of several classes at once: it explains the "
         r"predicted classes\. Give targets='present', and score='sigmoid' where an image may have several, to explain",
-        val=tensors(PICTURES, nn.functional.one_hot(LABELS)),
+        val=tensors(PICTURES, nn.functional.one_hot(LABELS) + nn.functional.one_hot(LABELS.flip(0) // 2, 5)),
         explained=3,
     ),
     "text": Mistake(
@@ -299,8 +299,8 @@ MISTAKES = {
         module=OnlyExplained,
     ),
     "unknown names in a mapping": Mistake(
-        rf"is {{'img': Tensor\(3, 3, 16, 16\) of float32, 'cat': Tensor\(3,\) of int64}}\. {IN_THE_BATCH}",
-        val=DataLoader([{"img": picture, "cat": 1} for picture in PICTURES], 4),
+        rf"is {{'left': Tensor\(3, 3, 16, 16\) of float32, 'right': Tensor\(3, .*\) of float32}}\. {IN_THE_BATCH}",
+        val=DataLoader([{"left": picture, "right": picture} for picture in PICTURES], 4),
     ),
     "bytes": Mistake(
         rf"Tensor\(3, 3, 16, 16\) of uint8.*\. {IN_THE_BATCH}", val=tensors((PICTURES * 255).byte(), LABELS)
