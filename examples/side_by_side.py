@@ -1,7 +1,7 @@
 """Two methods watch the same training: guided feature inversion, and Captum's Grad-CAM, in one TensorBoard.
 
-The pictures are those of digits.py, two handwritten digits on a photograph, of which the larger one is the class. As its
-box is known, it can be told how much of their energy either method's maps have there.
+The pictures are those of digits.py, two handwritten digits on a photograph, of which the larger one is the class. As
+its box is known, it can be told how much of their energy either method's maps have there.
 
     python examples/side_by_side.py [--epochs 10] [--log-dir side_by_side_logs]
 """

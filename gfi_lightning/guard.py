@@ -135,7 +135,9 @@ def lent(module: nn.Module) -> Iterator[None]:
     try:
         for parameter in parameters:
             parameter.grad = None
-        without_their_hooks = _preserved(partial(_refill, one, dict.clear, dict.update, dict(one)) for one in hooks)
+        without_their_hooks = _preserved(
+            partial(_refill, one, type(one).clear, type(one).update, dict(one)) for one in hooks
+        )
         weights = preserved_parameters(module, compare=False)
         with _preserved(_mementos_of_buffers(parts)), _eval_mode(parts), without_their_hooks, weights:
             yield
