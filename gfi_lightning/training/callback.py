@@ -61,7 +61,7 @@ _SEED = 0  # of everything random that explaining runs into, so that the same we
 
 
 class GFICallback(L.Callback):
-    """Shows in TensorBoard what the model looks at, on the same validation images all through the training.
+    """Shows in TensorBoard, or another logger, what the model looks at, on the same validation images all along.
 
     Once before the first training step, then by its schedule, and at the end of the training, it explains a
     few fixed validation images by guided feature inversion and logs, under tags that start with ``gfi/``, a
