@@ -225,6 +225,9 @@ VALUES = [
     ({"std": "[1, 1, 1]", "mean": "[0.5, 0.5, 0.5]"}, [1, 1, 1]),
     ({"chunk_size": "4"}, 4),
     ({"forward": "own_callables.function"}, "own_callables.function"),
+    ({"explainer": "own_callables.function"}, "own_callables.function"),
+    ({"dataloader_idx": "1"}, 1),
+    ({"verbose": "false"}, False),
     ({"batch": "own_callables.function"}, "own_callables.function"),
     (
         {"batch": "own_callables.Function"},
