@@ -454,9 +454,11 @@ class GFICallback(L.Callback):
 
     def _places(self, trainer: L.Trainer) -> tuple[Path | None, bool]:
         """The log directory, None: nothing is to be written; and whether anybody sees pictures. On the first rank."""
-        with attempt("find the log directory", "Its loggers were asked for it. Give the Trainer others."):
+        folder: Path | None = Path(trainer.default_root_dir)
+        remedy = f"Its first logger was asked for it. Maps go to {folder} instead."
+        with self._faults.guarded(), attempt("find the log directory", remedy):
             folder = internals.log_folder(trainer)
-            outlets = picture_outlets(trainer.loggers, self._prefix, folder)
+        outlets = picture_outlets(trainer.loggers, self._prefix, folder)
         if strangers := unknown_loggers(trainer.loggers):
             names, places = " and ".join(strangers), ", ".join(outlets) or "nobody"
             self._faults.inform(
