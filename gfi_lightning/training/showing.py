@@ -8,7 +8,6 @@ from typing import Any
 from gfi_lightning.errors import attempt
 from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
 from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
-from gfi_lightning.recording.figures import drift_figure
 from gfi_lightning.recording.film import Film
 from gfi_lightning.recording.history import Earlier, History, HistoryWriter
 from gfi_lightning.recording.loggers import Pictures, encoded, log_pictures, log_scalars, shows_images
@@ -113,6 +112,9 @@ class Showing:
         """What is drawn once, at the end: the whole animation, and all curves in a figure."""
         if self._film is None:
             return
+        # Only here, because it brings Matplotlib's drawing, which nothing else needs.
+        from gfi_lightning.recording.figures import drift_figure
+
         pictures = self._animation()
         with self._faults.guarded(), attempt("draw its curves", REST_IS_KEPT):
             pictures[f"{self._prefix}/curves"] = encoded(drift_figure(self._film.history))

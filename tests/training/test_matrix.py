@@ -13,11 +13,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -119,7 +119,6 @@ def several_labels():
 
 
 DEPTHS = {"layers": ["network.fine.0", "network.coarse"]}
-
 SETTINGS = {
     "what each depth sees": Setting(ours=DEPTHS),
     "what each depth sees, the default recipe": Setting(ours={**DEPTHS, "recipe": "default"}),
@@ -167,12 +166,6 @@ SETTINGS = {
         {"enable_checkpointing": True},
         before=lambda: [ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)],
         effect=lambda trainer: checkpoints(trainer) == ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"],
-    ),
-    "averaged weights (EMA) before us": Setting(
-        {"enable_checkpointing": True}, before=lambda: [EMAWeightAveraging(decay=0.5)]
-    ),
-    "averaged weights (EMA) after us": Setting(
-        {"enable_checkpointing": True}, after=lambda: [EMAWeightAveraging(decay=0.5)]
     ),
     "stochastic weight averaging before us": Setting(
         {"max_epochs": 3}, before=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)]
@@ -266,6 +259,13 @@ def global_settings_restored():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_training_is_the_same_with_the_callback(tmp_path, name):
     compare(SETTINGS[name], tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(lightning_callbacks, "EMAWeightAveraging"), reason="Lightning has it since 2.6")
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_training_is_the_same_with_averaged_weights(tmp_path, place):
+    averaging = {place: lambda: [lightning_callbacks.EMAWeightAveraging(decay=0.5)]}
+    compare(Setting({"enable_checkpointing": True}, **averaging), tmp_path)
 
 
 GPU_SETTINGS = {
