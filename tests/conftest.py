@@ -7,6 +7,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 import torch
+from lightning.pytorch import callbacks
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from tests.ranks import RankPool
@@ -36,6 +37,11 @@ REQUIREMENTS = {
         bool(shutil.which("chromium") and shutil.which("chromedriver")),
         "Chromium and its driver are not installed",
     ),
+    "weight_averaging": (
+        hasattr(callbacks, "EMAWeightAveraging"),
+        "this version of Lightning has no EMAWeightAveraging",
+    ),
+    "fsdp_on_cpu": (hasattr(torch.cpu.Stream, "record_event"), "this version of torch has no FSDP on a CPU"),
     "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),
     **{
         marker: (find_spec(module), f"{module} is not installed (an extra: gfi-lightning[{extra}])")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def load_weights(
         weights_only: as it was read.
     """
     if _strategy_is(trainer, _SHARDED):  # which reads it again, and deals out the parts
-        options = {} if weights_only is None else {"weights_only": weights_only}  # which came with Lightning 2.6
+        knows = "weights_only" in signature(trainer.strategy.load_checkpoint).parameters  # since Lightning 2.6
+        options = {"weights_only": weights_only} if knows and weights_only is not None else {}
         trainer.strategy.load_checkpoint(path, **options)
     pl_module.on_load_checkpoint(checkpoint)
     trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)

@@ -554,6 +554,7 @@ def replayed_sharded(run, log_dir):
     return replayed_by(run, log_dir, 3, model=Sharded(), trainer=on_the_cpu(devices=2, strategy=strategy))
 
 
+@pytest.mark.fsdp_on_cpu
 def test_a_model_that_is_spread_over_the_ranks(run, tmp_path, two_ranks):
     (first, _), other = two_ranks(replayed_sharded, run, tmp_path / "two")
     replayed_by(run, tmp_path / "one", 3)
