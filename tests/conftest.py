@@ -1,6 +1,7 @@
 """Tests that need something special say so by a marker, and skip with the reason where it is missing."""
 
 import shutil
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import google_crc32c
 import pytest
 import torch
 from lightning.pytorch import callbacks
+from packaging.version import Version
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from tests.ranks import RankPool
@@ -36,6 +38,10 @@ REQUIREMENTS = {
     "browser": (
         bool(shutil.which("chromium") and shutil.which("chromedriver")),
         "Chromium and its driver are not installed",
+    ),
+    "pytorch_lightning": (
+        find_spec("pytorch_lightning") and Version(version("pytorch-lightning")) >= Version("2.6"),
+        "pytorch_lightning takes callbacks of lightning.pytorch since 2.6",
     ),
     "weight_averaging": (
         hasattr(callbacks, "EMAWeightAveraging"),

@@ -197,9 +197,9 @@ def moment(loops: dict[str, Any]) -> tuple[int, int]:
     if fit["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]:  # by several, perhaps
         stepped = fit["epoch_loop.batch_progress"]["total"]["processed"]
     # Lightning counts a batch only after the validation that follows it, and hence after most checkpoints are written.
-    # In a training that is resumed from a batch's end its count lags behind (before 2.5) or runs ahead: between a batch
-    # and the next, gradients tell, which are cleared in the first batch that they are accumulated over, and used in the
-    # last. At an epoch's end all is counted.
+    # In a training that is resumed from a batch's end its count lags behind (2.4) or runs ahead (later). Between two
+    # batches, gradients tell: they are cleared in the first one that they are accumulated over, and used in the last.
+    # At an epoch's end all is counted.
     is_between_batches = batches["processed"] == batches["ready"] > 0
     if epochs["processed"] >= epochs["started"]:
         is_uncounted = False

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from gfi_lightning.testing import assert_harmless, differences, record_fit
 from tests.networks import random_images
-from tests.training.modules import Pictures, ToyModule, make_trainer, quick_callback
+from tests.training.modules import ON_EXCEPTION, Pictures, ToyModule, make_trainer, quick_callback
 from tests.training.peculiar import (
     GAN,
     CountsReads,
@@ -312,7 +312,14 @@ def compiled_part(backend):
 @pytest.mark.parametrize(
     ("module", "backend"),
     [
-        (compiled_whole, "aot_eager"),
+        pytest.param(
+            compiled_whole,
+            "aot_eager",
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.6."),
+                reason="torch 2.6 cannot compile Lightning's self.log, with the callback or without",
+            ),
+        ),
         (compiled_by_its_method, "aot_eager"),
         (compiled_part, "aot_eager"),
         pytest.param(
@@ -403,7 +410,7 @@ def test_a_signal_in_mid_explanation(tmp_path, number):
     for callbacks in ([InterruptingCallback(interrupt)], watching()):
         L.seed_everything(4, verbose=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        saving = ModelCheckpoint(tmp_path / str(len(records)), save_on_exception=True)
+        saving = ModelCheckpoint(tmp_path / str(len(records)), **ON_EXCEPTION)
         trainer = make_trainer(tmp_path, *callbacks, saving, enable_checkpointing=True)
         record = record_fit(trainer, Interrupting(interrupt), Data())
         assert isinstance(record.error, SystemExit)

@@ -555,6 +555,7 @@ def trainer_of_the_other_package(folder, *callbacks, **options):
     )
 
 
+@pytest.mark.pytorch_lightning
 def test_the_package_pytorch_lightning_shows_the_same(tmp_path):
     runs = []
     for make, module in ((make_trainer, ToyModule), (trainer_of_the_other_package, FromTheOtherPackage)):
@@ -571,6 +572,7 @@ def test_the_package_pytorch_lightning_shows_the_same(tmp_path):
     assert runs[:2] == runs[2:]
 
 
+@pytest.mark.pytorch_lightning
 def test_the_package_pytorch_lightning_is_told_of_mistakes(tmp_path):
     trainer = trainer_of_the_other_package(tmp_path, quick_callback(on_error="warn", targets=7), max_epochs=1)
     with pytest.raises(UsageError, match="use targets from 0 to 4"):
@@ -578,6 +580,7 @@ def test_the_package_pytorch_lightning_is_told_of_mistakes(tmp_path):
     assert trainer.global_step == 0
 
 
+@pytest.mark.pytorch_lightning
 @pytest.mark.filterwarnings("default:.*GFICallback.*")
 def test_the_package_pytorch_lightning_goes_on_after_a_fault(tmp_path):
     class Fails(FromTheOtherPackage):
