@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo shortcut pictures docs test check clean
+.PHONY: demo shortcut pictures docs test check versions clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
@@ -23,6 +23,9 @@ docs: $(INSTALLED)
 
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
+
+versions: $(INSTALLED)
+	$(VENV)/bin/python scripts/versions.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -1,12 +1,15 @@
 """Tests that need something special say so by a marker, and skip with the reason where it is missing."""
 
 import shutil
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import google_crc32c
 import pytest
 import torch
+from lightning.pytorch import callbacks
+from packaging.version import Version
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from tests.ranks import RankPool
@@ -39,6 +42,15 @@ REQUIREMENTS = {
         bool(shutil.which("chromium") and shutil.which("chromedriver")),
         "Chromium and its driver are not installed",
     ),
+    "pytorch_lightning": (
+        find_spec("pytorch_lightning") and Version(version("pytorch-lightning")) >= Version("2.6"),
+        "pytorch_lightning takes callbacks of lightning.pytorch since 2.6",
+    ),
+    "weight_averaging": (
+        hasattr(callbacks, "EMAWeightAveraging"),
+        "this version of Lightning has no EMAWeightAveraging",
+    ),
+    "fsdp_on_cpu": (hasattr(torch.cpu.Stream, "record_event"), "this version of torch has no FSDP on a CPU"),
     "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),
     **{
         marker: (find_spec(module), f"{module} is not installed (an extra: gfi-lightning[{extra}])")

@@ -403,7 +403,10 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
 
 
 def _load_samples(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as arrays:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise ValueError("it holds no named arrays")
+    with loaded as arrays:
         return {name: arrays[name] for name in _OF_SAMPLES}
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -260,11 +261,17 @@ def moment(loops: dict[str, Any]) -> tuple[int, int]:
     if fit["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]:  # by several, perhaps
         stepped = fit["epoch_loop.batch_progress"]["total"]["processed"]
     # Lightning counts a batch only after the validation that follows it, and hence after most checkpoints are written.
-    # And its count runs ahead in a training that is resumed from the middle of a batch: then the gradients tell,
-    # which are cleared in the first batch that they are accumulated over, and used in the last.
-    is_processed = batches["processed"] == batches["ready"] > 0 and epochs["processed"] < epochs["started"]
-    cleared, used = (optimizer[name]["current"]["completed"] for name in ("zero_grad", "step"))
-    is_uncounted = stepped > counted or (is_processed and cleared == used)
+    # In a training that is resumed from a batch's end its count lags behind (2.4) or runs ahead (later). Between two
+    # batches, gradients tell: they are cleared in the first one that they are accumulated over, and used in the last.
+    # At an epoch's end all is counted.
+    is_between_batches = batches["processed"] == batches["ready"] > 0
+    if epochs["processed"] >= epochs["started"]:
+        is_uncounted = False
+    elif is_between_batches:
+        cleared, used = (optimizer[name]["current"]["completed"] for name in ("zero_grad", "step"))
+        is_uncounted = cleared == used
+    else:
+        is_uncounted = stepped > counted
     is_within_epoch = is_uncounted or max(epochs["started"], epochs["processed"]) > epochs["completed"]
     epoch = epochs["completed"] - (not (is_within_epoch and batches["processed"]))
     return max(counted - (not is_uncounted), 0), max(epoch, 0)
@@ -287,7 +294,8 @@ def load_weights(
         weights_only: as it was read.
     """
     if _strategy_is(trainer, _SHARDED):  # which reads it again, and deals out the parts
-        options = {} if weights_only is None else {"weights_only": weights_only}  # which came with Lightning 2.6
+        knows = "weights_only" in signature(trainer.strategy.load_checkpoint).parameters  # since Lightning 2.6
+        options = {"weights_only": weights_only} if knows and weights_only is not None else {}
         trainer.strategy.load_checkpoint(path, **options)
     pl_module.on_load_checkpoint(checkpoint)
     trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)

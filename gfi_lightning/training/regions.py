@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import convert_bounding_box_format  # type: ignore[import-untyped]
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat  # type: ignore[import-untyped]
 
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
@@ -158,12 +156,23 @@ def _listed(numbers: Sequence[int]) -> str:
     return f"{'samples' if len(numbers) > 1 else 'sample'} {shown}{', …' if len(numbers) > _LISTED else ''}"
 
 
+def _by_corners(part: Any) -> Any:
+    """Torchvision's boxes, which know in what form their numbers are, as (x0, y0, x1, y1); all else as it is."""
+    if not isinstance(part, Tensor):
+        return part
+    # Only here, as few have any, and importing it takes a tenth of what the whole package does.
+    from torchvision.transforms.v2.functional import convert_bounding_box_format  # type: ignore[import-untyped]
+    from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat  # type: ignore[import-untyped]
+
+    is_box = isinstance(part, BoundingBoxes)
+    return convert_bounding_box_format(part, new_format=BoundingBoxFormat.XYXY) if is_box else part
+
+
 def _mask(part: Any, size: tuple[int, int], name: str) -> Tensor:
     if part is None:
         return torch.zeros(size, dtype=torch.bool)
     try:
-        if isinstance(part, BoundingBoxes):
-            part = convert_bounding_box_format(part, new_format=BoundingBoxFormat.XYXY)
+        part = _by_corners(part)
         tensor = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} is {describe(part)}; {_FORMS}.") from error

@@ -9,7 +9,6 @@ from gfi_lightning.errors import attempt
 from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
 from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
 from gfi_lightning.recording.encoding import Pictures, encoded
-from gfi_lightning.recording.figures import drift_figure
 from gfi_lightning.recording.film import Film
 from gfi_lightning.recording.history import Earlier, History, HistoryWriter
 from gfi_lightning.recording.loggers import log_scalars, picture_outlets
@@ -115,6 +114,9 @@ class Showing:
         """What is drawn once, at the end: the whole animation, and all curves in a figure."""
         if self._film is None:
             return
+        # Only here, because it brings Matplotlib's drawing, which nothing else needs.
+        from gfi_lightning.recording.figures import drift_figure
+
         pictures = self._animation()
         with self._faults.guarded(), attempt("draw its curves", REST_IS_KEPT):
             pictures[f"{self._prefix}/curves"] = encoded(

@@ -105,6 +105,7 @@ def explained_whole_and_sharded(folder):
     return (whole.heatmaps - sharded.heatmaps).abs().max().item(), sharded.degenerate.any().item()
 
 
+@pytest.mark.fsdp_on_cpu
 def test_a_layer_within_a_part_that_is_spread_over_the_ranks(tmp_path, two_ranks):
     for difference, degenerate in two_ranks(explained_whole_and_sharded, tmp_path):
         assert difference < 1e-4

@@ -1,10 +1,12 @@
 """Tiny real modules, data and Trainers."""
 
 from dataclasses import replace
+from inspect import signature
 from typing import ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
@@ -17,6 +19,10 @@ from tests.networks import ToyCNN, random_images
 
 CLASSES = 5
 QUICK = replace(RELEASE, inversion_steps=1, target_steps=2)
+# How a resume is told to load no more than that; before 2.6 Lightning loads whatever a checkpoint holds.
+WEIGHTS_ONLY = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
+# How a ModelCheckpoint is told to; Lightning 2.4 never does.
+ON_EXCEPTION = {"save_on_exception": True} if "save_on_exception" in signature(ModelCheckpoint).parameters else {}
 
 
 class Pictures(Dataset):

@@ -16,6 +16,7 @@ from gfi_lightning.training import share
 from gfi_lightning.training.share import nudged
 from tests.training.modules import (
     QUICK,
+    WEIGHTS_ONLY,
     Pictures,
     ToyModule,
     loaders,
@@ -194,7 +195,7 @@ def test_the_floor_is_measured_once_and_survives_a_resume(tmp_path):
         passes.append(0)
         callback = quick_callback(targets=0)
         trainer = make_trainer(tmp_path, callback, max_epochs=epochs, logger=logger, limit_val_batches=0)
-        trainer.fit(Counting(), **loaders(), ckpt_path=path, weights_only=True)
+        trainer.fit(Counting(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
         path = tmp_path / f"{epochs}.ckpt"
         trainer.save_checkpoint(path)
     history = History.load(trainer.log_dir)
@@ -212,7 +213,7 @@ def test_in_another_precision_the_floor_is_another(tmp_path):
     for epochs, precision in ((1, "32-true"), (2, "bf16-true")):
         trainer = make_trainer(tmp_path, quick_callback(), max_epochs=epochs, precision=precision)
         path = tmp_path / "before.ckpt" if epochs > 1 else None
-        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, weights_only=True)
+        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
         trainer.save_checkpoint(tmp_path / "before.ckpt")
         floors.append(History.load(trainer.log_dir).curve("drift_floor")[-1].mean())
     assert floors[1] > 10 * floors[0]
@@ -222,7 +223,7 @@ def test_a_resume_goes_on_in_another_folder(tmp_path):
     """As by default, where Lightning numbers the folders; and where the training goes on before the checkpoint."""
     first, _ = fit(tmp_path, quick_callback(), ModelCheckpoint(tmp_path, save_last=True), enable_checkpointing=True)
     second = make_trainer(tmp_path, quick_callback(), max_epochs=3)
-    second.fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    second.fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "last.ckpt", **WEIGHTS_ONLY)
     assert first.log_dir != second.log_dir
     before, whole = History.load(first.log_dir), History.load(second.log_dir)
     assert before.steps == [0, 3, 7]

@@ -8,7 +8,16 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gfi_lightning import GuidedFeatureInversion, History
-from tests.training.modules import QUICK, Pictures, ToyModule, loaders, make_trainer, quick_callback, read_events
+from tests.training.modules import (
+    QUICK,
+    WEIGHTS_ONLY,
+    Pictures,
+    ToyModule,
+    loaders,
+    make_trainer,
+    quick_callback,
+    read_events,
+)
 
 LAYERS = ["network.fine.0", "network.coarse"]
 
@@ -65,7 +74,7 @@ def test_resuming_with_other_depths(tmp_path):
     logger, path = TensorBoardLogger(tmp_path, name=None), None
     for epochs, layers in ((1, LAYERS[:1]), (2, None), (3, LAYERS)):
         trainer = make_trainer(tmp_path, quick_callback(layers=layers), max_epochs=epochs, logger=logger)
-        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, weights_only=True)
+        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
         path = tmp_path / f"{epochs}.ckpt"
         trainer.save_checkpoint(path)
     history = History.load(trainer.log_dir)

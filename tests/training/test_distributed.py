@@ -186,6 +186,7 @@ def explained_sharded(folder, num_samples):
     return Counting.count
 
 
+@pytest.mark.fsdp_on_cpu
 def test_a_model_that_is_spread_over_the_ranks(tmp_path, two_ranks):
     passes = two_ranks(explained_sharded, tmp_path / "two", 5)
     explained(tmp_path / "one", 5, ranks=1)
@@ -210,7 +211,10 @@ def check_harmless(folder, setting):
     )
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(name, marks=pytest.mark.fsdp_on_cpu if name == "FSDP" else ()) for name in SETTINGS],
+)
 def test_the_training_is_the_same_with_the_callback(tmp_path, two_ranks, setting):
     two_ranks(check_harmless, tmp_path, setting)
 

@@ -13,11 +13,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -30,7 +30,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from gfi_lightning.testing import assert_harmless, differences, record_fit
 from tests.networks import random_images
-from tests.training.modules import Pictures, ToyModule, make_trainer, quick_callback
+from tests.training.modules import ON_EXCEPTION, Pictures, ToyModule, make_trainer, quick_callback
 from tests.training.peculiar import (
     GAN,
     CountsReads,
@@ -119,7 +119,6 @@ def several_labels():
 
 
 DEPTHS = {"layers": ["network.fine.0", "network.coarse"]}
-
 SETTINGS = {
     "what each depth sees": Setting(ours=DEPTHS),
     "what each depth sees, the default recipe": Setting(ours={**DEPTHS, "recipe": "default"}),
@@ -168,12 +167,6 @@ SETTINGS = {
         before=lambda: [ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)],
         effect=lambda trainer: checkpoints(trainer) == ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"],
     ),
-    "averaged weights (EMA) before us": Setting(
-        {"enable_checkpointing": True}, before=lambda: [EMAWeightAveraging(decay=0.5)]
-    ),
-    "averaged weights (EMA) after us": Setting(
-        {"enable_checkpointing": True}, after=lambda: [EMAWeightAveraging(decay=0.5)]
-    ),
     "stochastic weight averaging before us": Setting(
         {"max_epochs": 3}, before=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)]
     ),
@@ -198,11 +191,11 @@ SETTINGS = {
         WithRate,
         partial(Data, batch_size=1),
         after=lambda: [LearningRateFinder(num_training_steps=16, early_stop_threshold=None)],
-        effect=lambda trainer: learning_rates(trainer) != [1e-2],
+        effect=lambda trainer: trainer.lightning_module.lr != 1e-2,
     ),
     "batch size finder": Setting(
         after=lambda: [BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=2)],
-        effect=lambda trainer: trainer.datamodule.batch_size == 8,
+        effect=lambda trainer: trainer.datamodule.batch_size > 4,
     ),
     "validation in mid-epoch": Setting({"val_check_interval": 0.5}),
     "validation every second epoch": Setting({"check_val_every_n_epoch": 2, **NO_FIRST_LOOK}),
@@ -268,6 +261,13 @@ def test_the_training_is_the_same_with_the_callback(tmp_path, name):
     compare(SETTINGS[name], tmp_path)
 
 
+@pytest.mark.weight_averaging
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_training_is_the_same_with_averaged_weights(tmp_path, place):
+    averaging = {place: lambda: [lightning_callbacks.EMAWeightAveraging(decay=0.5)]}
+    compare(Setting({"enable_checkpointing": True}, **averaging), tmp_path)
+
+
 GPU_SETTINGS = {
     "16-mixed": {"precision": "16-mixed"},
     "bf16-mixed": {"precision": "bf16-mixed"},
@@ -312,7 +312,14 @@ def compiled_part(backend):
 @pytest.mark.parametrize(
     ("module", "backend"),
     [
-        (compiled_whole, "aot_eager"),
+        pytest.param(
+            compiled_whole,
+            "aot_eager",
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.6."),
+                reason="torch 2.6 cannot compile Lightning's self.log, with the callback or without",
+            ),
+        ),
         (compiled_by_its_method, "aot_eager"),
         (compiled_part, "aot_eager"),
         pytest.param(
@@ -403,7 +410,7 @@ def test_a_signal_in_mid_explanation(tmp_path, number):
     for callbacks in ([InterruptingCallback(interrupt)], watching()):
         L.seed_everything(4, verbose=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        saving = ModelCheckpoint(tmp_path / str(len(records)), save_on_exception=True)
+        saving = ModelCheckpoint(tmp_path / str(len(records)), **ON_EXCEPTION)
         trainer = make_trainer(tmp_path, *callbacks, saving, enable_checkpointing=True)
         record = record_fit(trainer, Interrupting(interrupt), Data())
         assert isinstance(record.error, SystemExit)

@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from gfi_lightning import History, UsageError
 from tests.networks import ToyCNN
-from tests.training.modules import CLASSES, ToyModule, image_steps, loaders, make_trainer, quick_callback, read_events
+from tests.training.modules import (
+    CLASSES,
+    WEIGHTS_ONLY,
+    ToyModule,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+    read_events,
+)
 
 PICTURES, LABELS = torch.rand(8, 3, 16, 16), torch.arange(8) % CLASSES
 
@@ -476,7 +485,7 @@ def test_several_callbacks_each_keep_their_samples_over_a_resume(tmp_path, sever
     for epochs, asked, steps in ((1, counts, [0, 3]), (2, [7, 7], [0, 3, 7])):
         callbacks = [quick_callback(num_samples=count, **one) for count, one in zip(asked, arguments, strict=True)]
         trainer = make_trainer(tmp_path, *callbacks, max_epochs=epochs)
-        trainer.fit(ToyModule(), **loaders(), ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        trainer.fit(ToyModule(), **loaders(), ckpt_path=checkpoint if checkpoint.exists() else None, **WEIGHTS_ONLY)
         trainer.save_checkpoint(checkpoint)
         torch.load(checkpoint, weights_only=True)
         assert tags_of(trainer) == {"gfi" if name is None else f"gfi/{name}" for name in names}
@@ -546,6 +555,7 @@ def trainer_of_the_other_package(folder, *callbacks, **options):
     )
 
 
+@pytest.mark.pytorch_lightning
 def test_the_package_pytorch_lightning_shows_the_same(tmp_path):
     runs = []
     for make, module in ((make_trainer, ToyModule), (trainer_of_the_other_package, FromTheOtherPackage)):
@@ -554,7 +564,7 @@ def test_the_package_pytorch_lightning_shows_the_same(tmp_path):
             torch.manual_seed(epochs)
             trainer = make(tmp_path / make.__name__, quick_callback(), max_epochs=epochs)
             path = checkpoint if checkpoint.exists() else None
-            trainer.fit(model := module(), **loaders(), ckpt_path=path, weights_only=True)
+            trainer.fit(model := module(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
             trainer.save_checkpoint(checkpoint)
             trainer.test(model, loaders()["val_dataloaders"], verbose=False)
             runs.append(shown(trainer))
@@ -562,6 +572,7 @@ def test_the_package_pytorch_lightning_shows_the_same(tmp_path):
     assert runs[:2] == runs[2:]
 
 
+@pytest.mark.pytorch_lightning
 def test_the_package_pytorch_lightning_is_told_of_mistakes(tmp_path):
     trainer = trainer_of_the_other_package(tmp_path, quick_callback(on_error="warn", targets=7), max_epochs=1)
     with pytest.raises(UsageError, match="use targets from 0 to 4"):
@@ -569,6 +580,7 @@ def test_the_package_pytorch_lightning_is_told_of_mistakes(tmp_path):
     assert trainer.global_step == 0
 
 
+@pytest.mark.pytorch_lightning
 @pytest.mark.filterwarnings("default:.*GFICallback.*")
 def test_the_package_pytorch_lightning_goes_on_after_a_fault(tmp_path):
     class Fails(FromTheOtherPackage):

@@ -13,7 +13,15 @@ from torchvision.tv_tensors import BoundingBoxes, Mask
 from gfi_lightning import GFICallback, History, UsageError
 from gfi_lightning.metrics import energy_in_region, pointing_hits
 from gfi_lightning.training.regions import alarms, as_masks, parts_of_items, parts_of_samples
-from tests.training.modules import Pictures, ToyModule, loaders, make_trainer, quick_callback, scalar_steps
+from tests.training.modules import (
+    WEIGHTS_ONLY,
+    Pictures,
+    ToyModule,
+    loaders,
+    make_trainer,
+    quick_callback,
+    scalar_steps,
+)
 
 SIZE = (16, 16)
 TOP, LEFT = torch.zeros(SIZE, dtype=torch.bool), torch.zeros(SIZE, dtype=torch.bool)
@@ -172,7 +180,7 @@ def test_the_alarm_is_not_set_off_again_by_a_resume(tmp_path):
         trainer, path = make_trainer(tmp_path, callback, max_epochs=epochs), tmp_path / "before.ckpt"
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer.fit(ToyModule(), **loaders(), ckpt_path=path if path.exists() else None, weights_only=True)
+            trainer.fit(ToyModule(), **loaders(), ckpt_path=path if path.exists() else None, **WEIGHTS_ONLY)
         trainer.save_checkpoint(path)
         told.append(sum("energy in the region" in str(one.message) for one in caught))
     assert told == [1, 0]

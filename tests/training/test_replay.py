@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader
 from gfi_lightning import History, UsageError, replay
 from gfi_lightning.recording.film import film_strip
 from gfi_lightning.training import internals
-from tests.training.modules import Pictures, ToyModule, TwoOptimizers, loaders, make_trainer, quick_callback
+from tests.training.modules import (
+    ON_EXCEPTION,
+    Pictures,
+    ToyModule,
+    TwoOptimizers,
+    loaders,
+    make_trainer,
+    quick_callback,
+)
 
 RUN = "version_0"
 EVERY = {"save_top_k": -1, "filename": "{step}"}
@@ -362,7 +370,7 @@ def test_nothing_of_the_run_is_run_logged_or_changed(copied, tmp_path):
     trainer = L.Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
-        callbacks=[ModelCheckpoint(tmp_path / "more", save_on_exception=True)],
+        callbacks=[ModelCheckpoint(tmp_path / "more", **ON_EXCEPTION)],
         enable_progress_bar=False,
     )
     mine = trainer.callbacks, trainer.loggers
@@ -554,6 +562,7 @@ def replayed_sharded(run, log_dir):
     return replayed_by(run, log_dir, 3, model=Sharded(), trainer=on_the_cpu(devices=2, strategy=strategy))
 
 
+@pytest.mark.fsdp_on_cpu
 def test_a_model_that_is_spread_over_the_ranks(run, tmp_path, two_ranks):
     (first, _), other = two_ranks(replayed_sharded, run, tmp_path / "two")
     replayed_by(run, tmp_path / "one", 3)

@@ -18,6 +18,7 @@ from gfi_lightning.training.normalization import find_normalization
 from gfi_lightning.training.samples import read_samples
 from tests.training.modules import (
     CLASSES,
+    WEIGHTS_ONLY,
     Pictures,
     ToyModule,
     image_steps,
@@ -237,7 +238,7 @@ def resumable(folder, val, max_epochs, **options):
     saver = ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True)
     trainer = make_trainer(folder, quick_callback(**options), saver, max_epochs=max_epochs, enable_checkpointing=True)
     path = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(ToyModule(), **loaders(val=val), ckpt_path=path if path.exists() else None, weights_only=True)
+    trainer.fit(ToyModule(), **loaders(val=val), ckpt_path=path if path.exists() else None, **WEIGHTS_ONLY)
     return trainer
 
 
