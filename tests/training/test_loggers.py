@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gfi_lightning import History
 from gfi_lightning.logs import logger as our_lines
+from tests.browser import wait_for
 from tests.training.modules import ToyModule, image_steps, loaders, make_trainer, quick_callback
 
 STEPS = [0, 3, 7]  # two epochs of four batches
@@ -230,7 +231,9 @@ def test_wandb_logger(tmp_path, monkeypatch):
     folder = Path(run.dir)
     version = trainer.logger.version
     run.finish()
-    rows = wandb_history(next(folder.parent.glob("run-*.wandb")))
+    (log,) = folder.parent.glob("run-*.wandb")
+    wait_for(lambda: any("gfi/curves" in row for row in wandb_history(log)))  # another process writes it
+    rows = wandb_history(log)
     steps = {}
     for row in rows:
         for key in row:
