@@ -4,7 +4,7 @@ import os
 import warnings
 from typing import Any
 
-from gfi_lightning.errors import UsageError, brief
+from gfi_lightning.errors import brief
 
 VARIABLE = "GFI_LIGHTNING"
 
@@ -17,18 +17,18 @@ def callbacks() -> list[Any]:
 
     Returns:
         A callback that steps aside in a Trainer that has one already, or that cannot be explained; or nothing.
-
-    Raises:
-        UsageError: the variable is neither on nor off.
     """
     value = os.environ.get(VARIABLE, "").strip().lower()
     if value in _OFF:
         return []
     if value not in _ON:
-        raise UsageError(
-            f"The environment variable {VARIABLE}={os.environ[VARIABLE]!r} is neither on nor off: set it to 1, and "
-            "every Trainer gets a GFICallback, or to 0."
+        # Not an error: a slip in a variable is no reason to end whatever program makes a Trainer.
+        warnings.warn(
+            f"The environment variable {VARIABLE}={os.environ[VARIABLE]!r} is neither on nor off, and adds no "
+            "GFICallback: set it to 1, and every Trainer gets one, or to 0.",
+            stacklevel=2,
         )
+        return []
     try:
         from gfi_lightning.training.added import AddedCallback
     except Exception as error:  # whatever is wrong with this environment's libraries

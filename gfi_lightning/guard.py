@@ -126,22 +126,30 @@ def lent(module: nn.Module) -> Iterator[None]:
     """Lend a module to code that is not ours: what it leaves behind there is gone afterwards, whatever happens.
 
     Gradients (``.grad``) are set aside meanwhile, as others may run ``backward()`` or ``zero_grad()``. They, modes,
-    ``requires_grad``, buffers and hooks are put back, and so are the weights of a model that is not large.
+    ``requires_grad``, buffers, hooks, and which parameters and parts there are, are put back, and so are the weights of
+    a model that is not large.
     """
     parts = [thing for thing in _reachable([module]) if isinstance(thing, nn.Module)]
     parameters = [one for part in parts for one in part.parameters(recurse=False)]
     before = [(one, one.grad, one.requires_grad) for one in parameters]
-    hooks = [held for part in parts for name, held in vars(part).items() if "_hooks" in name and isinstance(held, dict)]
+    members = [
+        held
+        for part in parts
+        for name, held in vars(part).items()
+        if isinstance(held, dict) and ("_hooks" in name or name in ("_parameters", "_modules"))
+    ]
+    kinds = [(part, type(part)) for part in parts]  # which a parametrisation replaces
     try:
         for parameter in parameters:
             parameter.grad = None
-        without_their_hooks = _preserved(
-            partial(_refill, one, type(one).clear, type(one).update, dict(one)) for one in hooks
-        )
+        as_before = _preserved(partial(_refill, one, type(one).clear, type(one).update, dict(one)) for one in members)
         weights = preserved_parameters(module, compare=False)
-        with _preserved(_mementos_of_buffers(parts)), _eval_mode(parts), without_their_hooks, weights:
+        with _preserved(_mementos_of_buffers(parts)), _eval_mode(parts), as_before, weights:
             yield
     finally:
+        for part, kind in kinds:
+            if type(part) is not kind:
+                part.__class__ = kind
         for parameter, gradient, required_grad in before:
             parameter.grad = gradient
             if parameter.requires_grad != required_grad:

@@ -14,11 +14,11 @@ from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.results import Explanation
 from gfi_lightning.recording.images import displayable, normalization
-from gfi_lightning.recording.pictures import Panel, Pixels, compose, depth_panels, sample_panels
+from gfi_lightning.recording.pictures import ROOM_FOR_WORDS, Panel, Pixels, compose, depth_panels, sample_panels
 from gfi_lightning.recording.record import DepthRecord, SampleRecord, target_records
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
-_PANEL = 200  # px of a panel's longer side, at least: what a line of scores takes
+_PANEL = 200  # px of a panel's longer side, at least
 _TARGETS_IN_A_ROW = 4
 _DPI = 100
 _QUALITY = 92  # of JPEG, in percent
@@ -61,7 +61,7 @@ def save(
     """What :meth:`Explanation.save` does; the same arguments."""
     file = Path(path)
     if file.suffix.lower() not in _FORMATS:
-        raise UsageError(f"save({str(path)!r}) does not say which kind of file: end it with {', '.join(_FORMATS)}.")
+        raise UsageError(f"save({str(path)!r}) cannot write that kind of file: end it with {', '.join(_FORMATS)}.")
     if not file.parent.is_dir():
         raise UsageError(f"save({str(path)!r}): there is no folder {str(file.parent)!r}. Create it first.")
     pixels = draw_explanation(explanation, class_names, mean, std, limit)
@@ -104,12 +104,16 @@ def draw_explanation(
     if limit is not None:
         check_count("limit", limit)
     count = len(explanation.foreground)
+    if count == 0:
+        raise UsageError("The explanation is of no images: there is nothing to draw.")
+    if class_names is not None and (isinstance(class_names, str) or not hasattr(class_names, "__getitem__")):
+        raise UsageError(f"class_names={class_names!r} must be the names of the classes, in their order, or None.")
     shown = explanation.select(torch.arange(count, device=explanation.foreground.device) < (limit or count))
     rows: list[Sequence[Panel | None]] = []
     for number, sample in enumerate(_samples(shown, mean, std)):
         title = f"image {number}" if count > 1 else "image"
         rows += _rows(sample, sample_panels(sample, class_names, title, _PANEL))
-    return compose(rows, _header(len(shown.foreground), count))
+    return compose(rows, _header(len(shown.foreground), count), room_for_words=ROOM_FOR_WORDS)
 
 
 def _rows(sample: SampleRecord, panels: list[Panel]) -> list[Sequence[Panel | None]]:
@@ -119,7 +123,7 @@ def _rows(sample: SampleRecord, panels: list[Panel]) -> list[Sequence[Panel | No
     for start in range(0, len(targets), _TARGETS_IN_A_ROW):
         left = [None, None] if start else [image, foreground]
         rows.append([*left, *targets[start : start + _TARGETS_IN_A_ROW]])
-    depths, columns = depth_panels(sample, image.picture.width), 2 + _TARGETS_IN_A_ROW
+    depths, columns = depth_panels(sample, image.picture.width, "depth: "), 2 + _TARGETS_IN_A_ROW
     return rows + [depths[start : start + columns] for start in range(0, len(depths), columns)]
 
 

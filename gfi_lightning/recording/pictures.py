@@ -1,5 +1,6 @@
 """Pictures to look at: a row of panels per sample, and an overview of all samples."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,6 +22,7 @@ _PANEL, _SMALL_PANEL, _LARGEST_PANEL = 256, 144, 512  # px of a panel's longer s
 _OVERVIEW_COLUMNS = 8
 _DEPTHS_IN_A_ROW = 4
 _MARGIN = 14  # px
+ROOM_FOR_WORDS = 250  # px that a narrow panel's column is widened to at most, where its words need them
 _BAR, _BAR_WIDTH = 14, 48  # px of the colour bar, alone and with its numbers
 
 
@@ -92,7 +94,7 @@ def draw_sample(sample: SampleRecord, number: int, step: int, class_names: Seque
     panels = sample_panels(sample, class_names)
     # Two beside each other: TensorBoard's cards are narrow, and shrink what is wide until nobody can read it.
     rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
-    pixels = compose(rows, f"sample {number}  ·  step {step}")
+    pixels = compose(rows, f"sample {number}  ·  step {step}", room_for_words=ROOM_FOR_WORDS)
     return _below(pixels, draw_depths(sample, pixels.shape[1])) if sample.depths else pixels
 
 
@@ -152,12 +154,12 @@ def draw_depths(sample: SampleRecord, width: int) -> Pixels:
     return compose(rows, "what each depth still sees", color_bar=False)
 
 
-def depth_panels(sample: SampleRecord, width: int) -> list[Panel]:
-    """What each depth still sees, each as wide as said, px."""
+def depth_panels(sample: SampleRecord, width: int, what: str = "") -> list[Panel]:
+    """What each depth still sees, each as wide as said, px; and what it is called, in front of its layer's name."""
     return [
         Panel(
             _of_width(overlay(sample.image, depth.heatmap), width),
-            fitted(depth.layer, width, bold=True, keep_end=True),
+            what + fitted(depth.layer, width, bold=True, keep_end=True),
             [" × ".join(map(str, depth.grid))],
         )
         for depth in sample.depths
@@ -246,13 +248,14 @@ def _label_and_prediction(sample: SampleRecord, class_names: Sequence[str] | Non
 
 
 def _role(target: TargetRecord, sample: SampleRecord) -> str:
-    is_predicted = target.target == sample.predicted
-    if target.against is not None:
-        other = "prediction" if target.against == sample.predicted else "runner-up"
-        return f"the {'prediction' if is_predicted else 'label'}, not the {other}"
+    is_predicted, is_label = target.target == sample.predicted, target.target == sample.label
+    if target.against is not None and target.against == sample.predicted:
+        return f"{'the label' if is_label else 'as asked for'}, not the prediction"
+    if target.against is not None and is_predicted and is_label:
+        return "the prediction, not the runner-up"
     if sample.present == () and is_predicted:
         return "no label present: the prediction"
-    roles = ["the label"] if target.target == sample.label else []
+    roles = ["the label"] if is_label else []
     roles += ["a label"] if target.target in (sample.present or ()) else []
     roles += ["the prediction"] if is_predicted else []
     return " and ".join(roles) or "as asked for"
@@ -269,13 +272,22 @@ def _scores(target: TargetRecord) -> list[str]:
     return [score, f"kept {target.preserved:.2f} · removed {target.removed:.2f}"]
 
 
-def compose(rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool = True) -> Pixels:
+def compose(
+    rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool = True, room_for_words: int = 0
+) -> Pixels:
     """Panels in rows below a header, and a colour bar at the right: pixels (height, width, 3), uint8.
 
-    None leaves a place empty.
+    Args:
+        rows: None leaves a place empty.
+        header: above all.
+        color_bar: whether there is one.
+        room_for_words: px that columns are widened to at most, where lines are longer than pictures are wide.
     """
     columns = [[panel for panel in column if panel] for column in zip_longest(*rows)]
-    widths = [max(panel.picture.width for panel in column) for column in columns]
+    widths = [
+        max(max(panel.picture.width, min(_width_of_words(panel), room_for_words)) for panel in column)
+        for column in columns
+    ]
     heights = [max(_height(panel) for panel in row if panel) for row in rows]
     bar_left = _MARGIN + sum(width + _MARGIN for width in widths)
     top = _MARGIN + LINE
@@ -295,6 +307,12 @@ def compose(rows: Sequence[Sequence[Panel | None]], header: str, color_bar: bool
         first = next(panel for panel in rows[0] if panel)
         _draw_color_bar(canvas, draw, (bar_left, _MARGIN + 2 * LINE), first.picture.height)
     return np.asarray(canvas)
+
+
+def _width_of_words(panel: Panel) -> int:
+    """What its longest line takes, px."""
+    lines = [font().getlength(caption) for caption in panel.captions]
+    return math.ceil(max([font(bold=True).getlength(panel.title), *lines]))
 
 
 def _height(panel: Panel) -> int:

@@ -149,3 +149,9 @@ def check_on_error(on_error: Any) -> None:
     """Raise UsageError for what is no way to treat an error."""
     if on_error not in ("warn", "raise"):
         raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise UsageError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}={value!r} must be True or False.")

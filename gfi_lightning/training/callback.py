@@ -21,13 +21,12 @@ from gfi_lightning.recording.encoding import Pictures, encoded
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.images import normalization
 from gfi_lightning.recording.loggers import is_tensorboard, picture_outlets, unknown_loggers
-from gfi_lightning.recording.loggers.files import folder_of_pictures
 from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
 from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
 from gfi_lightning.training.foreign import Foreign
-from gfi_lightning.training.notices import first_line, last_line, runs_to_come, samples_in_words, title
+from gfi_lightning.training.notices import first_line, last_line, resumed_line, runs_to_come, samples_in_words, title
 from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import check_alarm, check_alarm_names, check_regions
@@ -230,6 +229,13 @@ class GFICallback(L.Callback):
         arguments.check_curves("prog_bar", prog_bar)
         arguments.check_name(name)
         arguments.check_on_error(on_error)
+        for switch, value in {
+            "per_class": per_class,
+            "per_sample": per_sample,
+            "keep_weights": keep_weights,
+            "verbose": verbose,
+        }.items():
+            arguments.check_switch(switch, value)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         find_recipe(recipe)
@@ -289,6 +295,8 @@ class GFICallback(L.Callback):
                 scalars = self._run(trainer, pl_module, updates, trainer.current_epoch)
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
                 self._updates_at_last_run = updates
+            elif session is not None:
+                self._faults.inform(resumed_line(title(self._prefix, ROOT), self._schedule))
             self._warn_of_stale_monitors(trainer)
 
     @override
@@ -460,7 +468,7 @@ class GFICallback(L.Callback):
             folder = internals.log_folder(trainer)
         outlets = picture_outlets(trainer.loggers, self._prefix, folder)
         if strangers := unknown_loggers(trainer.loggers):
-            names, places = " and ".join(strangers), ", ".join(outlets) or "nobody"
+            names, places = " and ".join(strangers), " and ".join(outlet.name for outlet in outlets) or "nobody"
             self._faults.inform(
                 f"GFICallback sends {names} its curves only, as it is not known how pictures are shown there: they go "
                 f"to {places}. A method log_pictures(pictures, step) in its class takes them."
@@ -585,11 +593,10 @@ class GFICallback(L.Callback):
         if self._session is None or not internals.is_first_rank():
             return
         boards = [str(one.log_dir) for one in trainer.loggers if is_tensorboard(one)] if self._draws else []
-        folder = None if self._log_dir is None or self._showing is None else str(self._log_dir / self._prefix)
-        log_dir = None if self._log_dir is None else str(self._log_dir)
-        files = folder_of_pictures(self._log_dir, self._prefix) if self._log_dir is not None else None
-        pictures = str(files) if files is not None and files.is_dir() else None
-        self._faults.inform(last_line(title(self._prefix, ROOT), self._budget, folder, log_dir, boards, pictures))
+        outlets = [outlet.name for outlet in picture_outlets(trainer.loggers, self._prefix, self._log_dir)]
+        folder = None if self._log_dir is None or self._showing is None else self._log_dir / self._prefix
+        name = title(self._prefix, ROOT)
+        self._faults.inform(last_line(name, self._budget, folder, self._log_dir, boards, outlets))
 
     def _warn_of_stale_monitors(self, trainer: L.Trainer) -> None:
         if self._schedule.every_n_epochs is None:

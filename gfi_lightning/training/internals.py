@@ -172,9 +172,8 @@ def log_folder(trainer: L.Trainer) -> Path | None:
         return None
     if isinstance(log_dir := getattr(first, "log_dir", None), (str, Path)):
         return Path(log_dir)
-    version = first.version
-    parts = [first.name, f"version_{version}" if isinstance(version, int) else version]
-    return Path(first.save_dir or root, *(str(part) for part in parts if part not in (None, "")))
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(first.save_dir or root, str(first.name), version)
 
 
 def log_in_module(pl_module: L.LightningModule, tag: str, value: float, in_progress_bar: bool, on_step: bool) -> None:

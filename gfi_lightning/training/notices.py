@@ -59,13 +59,18 @@ def first_line(
     return f"{name} explains {samples} {schedule}. {layers} {cost}."
 
 
+def resumed_line(name: str, schedule: Schedule) -> str:
+    """That a training which is resumed is explained as before."""
+    return f"{name} goes on with the samples of the checkpoint, {schedule}."
+
+
 def last_line(
     name: str,
     budget: Budget,
-    folder: str | None,
-    log_dir: str | None,
+    folder: Path | None,
+    log_dir: Path | None,
     boards: Sequence[str],
-    pictures: str | None = None,
+    outlets: Sequence[str],
 ) -> str:
     """What was done, where it is, and how to look at it.
 
@@ -75,18 +80,18 @@ def last_line(
         folder: of the maps; None: none were kept.
         log_dir: of the training, which the report is made from.
         boards: log directories of TensorBoard.
-        pictures: the folder of its pictures' files; None: there are none.
+        outlets: where pictures went, in words.
     """
-    line = f"{name} {budget}."
     commands = [f"tensorboard --logdir {shown(board)}" for board in boards]
-    if folder is not None and log_dir is not None:
-        line += f" Its maps are in {shown(folder, quoted=False)}"
-        line += f", its pictures in {shown(pictures, quoted=False)}." if pictures is not None else "."
+    places = [f"Its pictures are in {' and '.join(outlets)}."] if outlets else []
+    if folder is not None and log_dir is not None and folder.is_dir():
+        places.append(f"Its maps are in {shown(folder, quoted=False)}.")
         commands.append(f"gfi-lightning report {shown(log_dir)}")
+    line = f"{name} {budget}. {' '.join(places) or 'Nothing of it was kept.'}"
     return f"{line} To look at them: {'  or  '.join(commands)}" if commands else line
 
 
-def shown(path: str, quoted: bool = True) -> str:
+def shown(path: str | Path, quoted: bool = True) -> str:
     """A path as short as it can be typed here, by default quoted for the shell where it must be."""
     absolute = str(Path(path).absolute())
     try:

@@ -19,7 +19,7 @@ from gfi_lightning.training.regions import alarms
 from gfi_lightning.training.schedule import is_power_of_two
 
 REST_IS_KEPT = "Its maps and curves are kept all the same."
-_REST_IS_SHOWN = "Make room there, or make it writable. Pictures and curves are logged all the same."
+_REST_IS_SHOWN = "Make room there, or make it writable. What goes to loggers is logged all the same."
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Showing:
         # Only here, because it brings Matplotlib's drawing, which nothing else needs.
         from gfi_lightning.recording.figures import drift_figure
 
-        pictures = self._animation()
+        # After as many runs it has just been drawn.
+        pictures = {} if is_power_of_two(len(self._film.history)) else self._animation()
         with self._faults.guarded(), attempt("draw its curves", REST_IS_KEPT):
             pictures[f"{self._prefix}/curves"] = encoded(
                 drift_figure(self._film.history), "all curves, sample by sample", of_all_runs=True
@@ -190,6 +191,7 @@ class Showing:
         return {}
 
     def _send(self, loggers: Sequence[Any], pictures: Pictures, step: int) -> None:
-        for name, send in picture_outlets(loggers, self._prefix, self._log_dir).items():
-            with self._faults.guarded(), attempt(f"log pictures to {name}", REST_IS_KEPT):
-                send(pictures, step)
+        run_id = "" if self._writer is None else self._writer.run_id
+        for outlet in picture_outlets(loggers, self._prefix, self._log_dir, run_id):
+            with self._faults.guarded(), attempt(f"log pictures to {outlet.name}", REST_IS_KEPT):
+                outlet.send(pictures, step)

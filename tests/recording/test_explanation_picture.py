@@ -167,7 +167,7 @@ def test_a_pdf(explanation, tmp_path):
 
 
 def test_what_cannot_be_saved(explanation, tmp_path):
-    with pytest.raises(UsageError, match=r"a\.bmp'\) does not say which kind of file: end it with \.png, \.jpg"):
+    with pytest.raises(UsageError, match=r"a\.bmp'\) cannot write that kind of file: end it with \.png, \.jpg"):
         explanation.save(tmp_path / "a.bmp")
     with pytest.raises(UsageError, match=r"there is no folder .*missing'\. Create it first"):
         explanation.save(tmp_path / "missing" / "a.png")

@@ -366,6 +366,9 @@ class Careless:
         model(images).square().sum().backward()
         assert any(one.grad is not None and one.grad.any() for one in model.parameters())
         model.scratch = [images]
+        model.more = nn.Parameter(torch.ones(1))
+        nn.utils.parametrizations.weight_norm(model.network.coarse[0])
+        model.network.head[-1].bias = nn.Parameter(torch.zeros(5))
         model.network.fine[0].weight.data.add_(1)
         model.network.fine = nn.Sequential(*model.network.fine)
         torch.manual_seed(7)

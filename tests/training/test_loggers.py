@@ -53,7 +53,7 @@ def said(caplog):
 
 
 def files_of_pictures(log_dir, root="gfi"):
-    folder = Path(log_dir, root, "pictures")
+    (folder,) = Path(log_dir, root, "pictures").iterdir()  # of the only training there
     return {str(path.relative_to(folder)): picture_format(path.read_bytes()) for path in folder.rglob("*.*")}
 
 
@@ -83,6 +83,16 @@ def test_no_logger(tmp_path):
     assert History.load(tmp_path).steps == STEPS
 
 
+def test_two_trainings_in_a_folder_do_not_mix_their_files(tmp_path):
+    fit(tmp_path, False)
+    fit(tmp_path, False, max_epochs=1)
+    folders = {path.name: path for path in Path(tmp_path, "gfi/pictures").iterdir()}
+    assert set(folders) == set(History.run_ids(tmp_path))
+    first, second = (folders[name] for name in History.run_ids(tmp_path))
+    assert len(list(first.glob("sample_0/*"))) == 3
+    assert len(list(second.glob("sample_0/*"))) == 2
+
+
 def test_pictures_of_a_named_callback_lie_in_its_own_folder(tmp_path):
     trainer = make_trainer(
         tmp_path, quick_callback(num_samples=2, name="mine"), logger=False, default_root_dir=tmp_path
@@ -98,6 +108,16 @@ def test_several_loggers_each_have_all(tmp_path):
     assert files_of_pictures(table.log_dir) == EXPECTED_FILES
     assert csv_steps(table.log_dir, "gfi/removed") == STEPS
     assert History.load(board.log_dir).steps == STEPS
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_two_loggers_of_a_kind_each_have_all(tmp_path, kind):
+    trainer, _ = fit(tmp_path, [kind(tmp_path, name="one"), kind(tmp_path, name="two")])
+    for one in trainer.loggers:
+        if kind is CSVLogger:
+            assert files_of_pictures(one.log_dir) == EXPECTED_FILES
+        else:
+            assert EventAccumulator(one.log_dir, {"images": 0}).Reload().Tags()["images"]
 
 
 class Stranger(Logger):
@@ -124,6 +144,31 @@ class Stranger(Logger):
 
     def log_hyperparams(self, *args, **kwargs):
         pass
+
+
+def homeless(folder):
+    """A CSVLogger, by its name, that cannot say where it writes."""
+
+    def log_dir(self):
+        raise RuntimeError("no folder yet")
+
+    return type("CSVLogger", (Stranger,), {"log_dir": property(log_dir)})(folder)
+
+
+def test_a_logger_that_cannot_say_where_it_writes_is_not_in_the_way(tmp_path):
+    trainer, _ = fit(tmp_path, [TensorBoardLogger(tmp_path, name="board"), homeless(tmp_path)])
+    assert image_steps(trainer) == STEPS
+    assert files_of_pictures(trainer.loggers[0].log_dir) == EXPECTED_FILES
+
+
+def test_where_the_first_logger_cannot_say_it_maps_go_to_the_root(tmp_path):
+    torch.manual_seed(0)
+    callback = quick_callback(num_samples=2, on_error="warn")
+    trainer = make_trainer(tmp_path, callback, logger=homeless(tmp_path), default_root_dir=tmp_path)
+    with pytest.warns(UserWarning, match="could not find the log directory.*\n.*instead"):
+        trainer.fit(ToyModule(), **loaders())
+    assert files_of_pictures(tmp_path) == EXPECTED_FILES
+    assert History.load(tmp_path).steps == STEPS
 
 
 def test_an_unknown_logger_has_the_curves_and_a_line_says_where_the_pictures_are(tmp_path, said):

@@ -55,7 +55,8 @@ def test_two_lines(tmp_path, said, monkeypatch):
         first,
     )
     assert re.fullmatch(
-        r"GFICallback explained 4 of 4 scheduled runs, [\d.]+% of the time\. Its maps are in logs/version_0/gfi\. "
+        r"GFICallback explained 4 of 4 scheduled runs, [\d.]+% of the time\. Its pictures are in TensorBoardLogger\. "
+        r"Its maps are in logs/version_0/gfi\. "
         r"To look at them: tensorboard --logdir logs/version_0  or  gfi-lightning report logs/version_0",
         last,
     )
@@ -114,14 +115,15 @@ def test_the_cost_is_that_of_a_run_without_the_noise_floor(tmp_path, said):
     class Slow(ToyModule):
         def forward(self, images):
             if not self.training:
-                time.sleep(0.05)
+                time.sleep(0.5)
             return super().forward(images)
 
     fitted(tmp_path, quick_callback(targets="predicted"), module=Slow(), max_epochs=1, num_sanity_val_steps=0)
     seconds = float(re.search(r"takes about ([\d.]+) s", said()[0])[1])
     passes = sum(GuidedFeatureInversion(ToyCNN(), recipe=QUICK).passes(random_images(3)))
-    assert 0.05 * passes <= seconds + 0.05
-    assert seconds < 0.05 * 2 * passes + 0.5  # what is drawn and written besides takes its time, too
+    assert 0.5 * passes <= seconds + 0.05
+    # With the noise floor's it would be twice the passes; what is drawn and written besides takes its time, too.
+    assert seconds < 0.5 * 2 * passes
 
 
 def test_each_says_its_own(tmp_path, said):
@@ -146,7 +148,8 @@ def test_a_resumed_fit_says_so_once_it_has_explained(tmp_path, said):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     before = len(said())
     make_trainer(tmp_path, quick_callback()).fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "a.ckpt")
-    first, last = said()[before:]
+    resumed, first, last = said()[before:]
+    assert resumed == "GFICallback goes on with the samples of the checkpoint, after every epoch."
     assert "Base layer: network.coarse, feature maps of 6 × 8 × 8. A run takes about" in first
     assert "to come" not in first
     assert "explained 1 of 1" in last
@@ -161,11 +164,30 @@ def test_commands_can_be_typed_as_they_are(tmp_path, said, monkeypatch):
     assert Path("report.html").stat().st_size > 10_000
 
 
-@pytest.mark.filterwarnings("ignore:GFICallback shows its pictures in TensorBoard")
 def test_no_tensorboard_without_its_logger(tmp_path, said):
     fitted(tmp_path, quick_callback(), max_epochs=1, logger=CSVLogger(tmp_path))
     assert "tensorboard --logdir" not in said()[-1]
     assert "gfi-lightning report" in said()[-1]
+    assert re.search(r"Its pictures are in files in \S+/gfi/pictures\. Its maps are in", said()[-1])
+
+
+def test_nothing_is_promised_that_is_not_there(tmp_path, said):
+    (tmp_path / "a file").touch()
+    with pytest.warns(UserWarning, match="could not write its maps"):
+        fitted(
+            tmp_path,
+            quick_callback(on_error="warn"),
+            max_epochs=1,
+            logger=False,
+            default_root_dir=tmp_path / "a file",
+        )
+    assert "Its maps" not in said()[-1]
+    assert "report" not in said()[-1]
+
+
+def test_a_fast_dev_run_keeps_nothing(tmp_path, said):
+    fitted(tmp_path, quick_callback(), fast_dev_run=True)
+    assert said()[-1].endswith("Nothing of it was kept.")
 
 
 def test_paths_as_short_as_they_can_be(tmp_path, monkeypatch):

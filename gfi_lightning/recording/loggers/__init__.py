@@ -5,15 +5,17 @@ A logger of one's own, or one that is not known here, takes pictures as soon as 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gfi_lightning.recording.encoding import EncodedPicture, Pictures
 
 __all__ = [
     "EncodedPicture",
+    "Outlet",
     "PictureLogger",
     "Pictures",
     "is_dummy",
@@ -23,7 +25,13 @@ __all__ = [
     "unknown_loggers",
 ]
 
-Send = Callable[[Pictures, int], None]  # pictures, and the step of the x axis
+
+class Outlet(NamedTuple):
+    """A place where pictures are shown: what it is called in messages, and how to send them there, with their step."""
+
+    name: str
+    send: Callable[[Pictures, int], None]
+
 
 # The modules beside this one that know a logger, by its class. By name, because `pytorch_lightning` and
 # `lightning.pytorch` are different class trees, and because nobody has all of these libraries.
@@ -57,7 +65,7 @@ class PictureLogger(Protocol):
         """
 
 
-def picture_outlets(loggers: Sequence[Any], prefix: str, folder: Path | None) -> dict[str, Send]:
+def picture_outlets(loggers: Sequence[Any], prefix: str, folder: Path | None, run_id: str = "") -> list[Outlet]:
     """Where a training's pictures go.
 
     To every logger that shows pictures; to files in the folder of a CSVLogger; and where nothing of that is there, to
@@ -67,28 +75,33 @@ def picture_outlets(loggers: Sequence[Any], prefix: str, folder: Path | None) ->
         loggers: of the Trainer.
         prefix: of all tags, and the folder of files below each log directory.
         folder: the log directory; None: no files are to be written.
-
-    Returns:
-        By a name for messages how to send them there.
+        run_id: of the training; trainings that share a log directory do not mix their files.
     """
-    outlets: dict[str, Send] = {}
-
-    def add_files(log_dir: Path) -> None:
-        write = import_module(f"{__name__}.files")
-        folder = write.folder_of_pictures(log_dir, prefix)
-        outlets[f"files in {folder}"] = partial(write.log_pictures, folder, prefix)
-
+    outlets: list[Outlet] = []
+    log_dirs: list[Path] = []
     for logger in loggers:
         name = type(logger).__name__
         if hasattr(type(logger), "log_pictures"):
-            outlets[name] = logger.log_pictures
+            outlets.append(Outlet(name, logger.log_pictures))
         elif (known := _known(logger)) is not None:
-            outlets[name] = partial(import_module(f"{__name__}.{_IDIOMS[known]}").log_pictures, logger)
+            outlets.append(Outlet(name, partial(import_module(f"{__name__}.{_IDIOMS[known]}").log_pictures, logger)))
         elif _FILES_BESIDE in _class_names(logger):
-            add_files(Path(logger.log_dir))
-    if not outlets and folder is not None:
-        add_files(folder)
-    return outlets
+            log_dirs += [log_dir] if (log_dir := _log_dir(logger) or folder) is not None else []
+    if not outlets and not log_dirs and folder is not None:
+        log_dirs = [folder]
+    return outlets + [_files(log_dir, prefix, run_id) for log_dir in dict.fromkeys(log_dirs)]
+
+
+def _log_dir(logger: Any) -> Path | None:
+    with suppress(Exception):  # of a subclass that has none
+        return Path(logger.log_dir)
+    return None
+
+
+def _files(log_dir: Path, prefix: str, run_id: str) -> Outlet:
+    files = import_module(f"{__name__}.files")
+    folder = files.folder_of_pictures(log_dir, prefix)
+    return Outlet(f"files in {folder}", partial(files.log_pictures, folder / run_id, prefix))
 
 
 def unknown_loggers(loggers: Sequence[Any]) -> list[str]:
