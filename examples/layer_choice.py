@@ -93,7 +93,7 @@ def evaluate(model: SmallCNN, val: ScatteredDigits, options: argparse.Namespace)
     rows = {}
     for layer, one in explained.items():
         curves = insertion_deletion(model, images, one.heatmaps, labels)
-        rows[f"{layer} {grids.get(layer, '')}"] = [
+        rows[f"{layer} {grids.get(layer, '')}".strip()] = [
             energy_in_region(one.heatmaps, large).mean().item(),
             energy_in_region(one.heatmaps, small).mean().item(),
             one.preserved.mean().item(),
