@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digits import LARGER, ScatteredDigits
+from digits import LARGER, ScatteredDigits, SmallCNN
 from matplotlib.figure import Figure
-from scattered import collections, fit, new_model, print_table, probabilities, save_figure
+from scattered import by_column, collections, fit, new_model, print_table, probabilities, save_figure, save_numbers
 from torch.utils.data import Subset
 
 from gfi_lightning import History
@@ -56,6 +56,10 @@ def train(name: str, numbers: list[int], options: argparse.Namespace) -> Run:
         per_class=True,
         regions=regions,
     )
+    return evaluated(name, history, model, val)
+
+
+def evaluated(name: str, history: History, model: SmallCNN, val: ScatteredDigits) -> Run:
     right = probabilities(model, val.images).argmax(1) == torch.tensor(val.targets)
     of_class = [right[torch.tensor(val.targets) == index].float().mean().item() for index in range(10)]
     return Run(name, history, np.array(of_class))
@@ -90,7 +94,11 @@ def main() -> None:
 
     pictures, _ = collections(options.train_size, 1)
     few = imbalanced(pictures)
-    runs = [train(IMBALANCED, few, options), train(BALANCED, list(range(len(few))), options)]
+    report([train(IMBALANCED, few, options), train(BALANCED, list(range(len(few))), options)], pictures, few, options)
+
+
+def report(runs: list[Run], pictures: ScatteredDigits, few: list[int], options: argparse.Namespace) -> None:
+    """Print and keep the figures and the picture of both runs."""
     counts = [np.bincount(np.array(pictures.targets)[numbers], minlength=10) for numbers in (few, range(len(few)))]
     rows: dict[str, list[object]] = {}
     for run, count in zip(runs, counts, strict=True):
@@ -106,10 +114,17 @@ def main() -> None:
         rows[f"{run.name}: samples whose map has settled"] = [
             f"{int(np.isfinite(settled[chosen]).sum())} of {chosen.sum()}" for chosen in (group, ~group)
         ]
-    print_table("means", [f"{', '.join(map(str, RARE))}", "the others"], rows)
-    for run in runs:
-        for curve in CURVES:
-            print(run.name, curve, *(np.round(values, 2).tolist() for values in by_rarity(run, curve)))
+    columns = [", ".join(map(str, RARE)), "the others"]
+    print_table("means", columns, rows)
+    steps = {
+        f"{run.name}: {curve}, at step {step}": [float(value) for value in values]
+        for run in runs
+        for curve in CURVES
+        for step, *values in zip(run.history.steps, *by_rarity(run, curve), strict=True)
+    }
+    print_table("by step", columns, steps)
+    numbers = {"epochs": options.epochs, "means": by_column(columns, rows), "by step": by_column(columns, steps)}
+    save_numbers(numbers, options.out / "imbalance.json")
     save_figure(draw(runs), options.out / "imbalance_curves.png")
 
 

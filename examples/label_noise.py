@@ -17,7 +17,18 @@ import torch
 from digits import ScatteredDigits, SmallCNN
 from matplotlib.figure import Figure
 from PIL import Image
-from scattered import boxes_of, collections, fit, new_model, print_table, probabilities, save_figure, save_picture
+from scattered import (
+    boxes_of,
+    by_column,
+    collections,
+    fit,
+    new_model,
+    print_table,
+    probabilities,
+    save_figure,
+    save_numbers,
+    save_picture,
+)
 from torch import Tensor
 
 from gfi_lightning import GuidedFeatureInversion
@@ -139,6 +150,11 @@ def main() -> None:
 
     model = new_model()
     fit(model, train, val, options.epochs, options.log_dir, options.noise, samples=followed, regions=regions)
+    evaluate(model, val, wrong, options)
+
+
+def evaluate(model: SmallCNN, val: ScatteredDigits, wrong: Tensor, options: argparse.Namespace) -> None:
+    """Print and keep the figures and pictures of a model that is trained."""
     found = explain(model, val)
     groups = kinds(found, val, wrong)
     rows: dict[str, list[object]] = {"pictures": [len(numbers) for numbers in groups.values()]}
@@ -148,7 +164,7 @@ def main() -> None:
     for whose, place in (("label", 0), ("prediction", 1)):
         for name, values in (("large digit", found.large), ("small digit", found.small)):
             rows[f"{whose}'s map on the {name}"] = [float(values[one, place].median()) for one in groups.values()]
-    print_table("medians", ["both right", WRONG_LABEL, WRONG_MODEL], rows)
+    print_table("medians", list(groups), rows)
 
     print("\nHow well a number tells wrong labels from errors of the model (0.5: not at all):")
     tells = {
@@ -159,11 +175,24 @@ def main() -> None:
         "the label's map, not on the large digit": -found.large[:, 0],
         "the label's map, kept": found.kept[:, 0],
     }
-    for name, values in tells.items():
-        share = probability_that_first_is_larger(values[groups[WRONG_LABEL]], values[groups[WRONG_MODEL]])
+    order = {
+        name: probability_that_first_is_larger(values[groups[WRONG_LABEL]], values[groups[WRONG_MODEL]])
+        for name, values in tells.items()
+    }
+    for name, share in order.items():
         print(f"  {name:44} {share:.2f}")
-    believed = wrong & (found.predicted == torch.tensor(val.targets))
-    print(f"Wrong labels that the model predicts, too: {int(believed.sum())} of {int(wrong.sum())}.")
+    believed = int((wrong & (found.predicted == torch.tensor(val.targets))).sum())
+    print(f"Wrong labels that the model predicts, too: {believed} of {int(wrong.sum())}.")
+    numbers = {
+        "epochs": options.epochs,
+        "training pictures": options.train_size,
+        "validation pictures": len(val),
+        "wrong labels": int(wrong.sum()),
+        "wrong labels that the model predicts": believed,
+        "medians": by_column(list(groups), rows),
+        "wrong labels and errors of the model in the right order": order,
+    }
+    save_numbers(numbers, options.out / f"label_noise_{options.noise}.json")
     save_picture(draw_maps(found, val, groups), options.out / f"label_noise_{options.noise}_maps.png")
     save_figure(draw_energy(found, groups), options.out / f"label_noise_{options.noise}_energy.png")
 

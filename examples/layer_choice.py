@@ -12,7 +12,17 @@ from pathlib import Path
 import torch
 from digits import ScatteredDigits, SmallCNN
 from PIL import Image
-from scattered import boxes_of, collections, fit, new_model, print_table, probabilities, save_picture
+from scattered import (
+    boxes_of,
+    by_column,
+    collections,
+    fit,
+    new_model,
+    print_table,
+    probabilities,
+    save_numbers,
+    save_picture,
+)
 
 from gfi_lightning import Explanation, GuidedFeatureInversion
 from gfi_lightning.metrics import energy_in_region, insertion_deletion
@@ -70,6 +80,12 @@ def main() -> None:
     train, val = collections(options.train_size)
     model = new_model()
     history = fit(model, train, val, options.epochs, options.log_dir, "layers", layers=list(LAYERS))
+    print("layers= in the history:", history.depth_layers)
+    evaluate(model, val, options)
+
+
+def evaluate(model: SmallCNN, val: ScatteredDigits, options: argparse.Namespace) -> None:
+    """Print and keep the figures and the picture of a model that is trained."""
     numbers = right_ones(model, val)
     images, labels = val.images[numbers], torch.tensor(val.targets)[numbers]
     explained, grids = explain_all(model, images, labels), layers_and_grids(model, images)
@@ -77,19 +93,24 @@ def main() -> None:
     rows = {}
     for layer, one in explained.items():
         curves = insertion_deletion(model, images, one.heatmaps, labels)
-        rows[f"{layer} {grids.get(layer, '')}"] = [
+        rows[f"{layer} {grids.get(layer, '')}".strip()] = [
             energy_in_region(one.heatmaps, large).mean().item(),
             energy_in_region(one.heatmaps, small).mean().item(),
             one.preserved.mean().item(),
             one.removed.mean().item(),
             (curves.insertion_area - curves.deletion_area).mean().item(),
         ]
-    print_table(
-        f"means of {len(images)} pictures", ["large digit", "small digit", "kept", "removed", "ins − del"], rows
-    )
+    columns = ["large digit", "small digit", "kept", "removed", "ins − del"]
+    print_table(f"means of {len(images)} pictures", columns, rows)
     areas = [large.float().mean().item(), small.float().mean().item()]
     print(f"Shares of the area: large digit {areas[0]:.2f}, small digit {areas[1]:.2f}.")
-    print("layers= in the history:", history.depth_layers)
+    measured = {
+        "epochs": options.epochs,
+        "pictures": len(images),
+        "shares of the area": dict(zip(columns[:2], areas, strict=True)),
+        "means": by_column(columns, rows),
+    }
+    save_numbers(measured, options.out / "layer_choice.json")
     save_picture(draw(images, explained, grids), options.out / "layer_choice.png")
 
 

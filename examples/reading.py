@@ -12,11 +12,13 @@ from pathlib import Path
 
 from digits import SmallCNN, split_digits
 from PIL import Image
-from scattered import collections, fit, new_model, save_picture
+from scattered import collections, fit, new_model, save_numbers, save_picture
 from shortcut import PatchedDigits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import SGD
 from torch.utils.data import Subset
+
+from gfi_lightning import History
 
 SAMPLES = 8
 RIGHT, DECOY, SATURATED, NOT_FINITE = "right", "decoy", "saturated", "not_finite"
@@ -76,16 +78,23 @@ def main() -> None:
         new_model()  # for its seed
         histories[name] = fit(Ruined(rate), Subset(train, range(320)), val, 1, options.log_dir, name, **every)
 
+    report(histories, options.out)
+    draw(options.log_dir, options.out)
+
+
+def report(histories: dict[str, History], out: Path) -> None:
+    """Print and keep the curves' first and last values, of each run: the means over the samples, and each sample's."""
+    numbers = {}
     for name, history in histories.items():
         print(f"{name}, steps {history.steps}")
-        for curve in ("preserved", "removed"):
-            values = history.curve(curve)
-            print(
-                f"  {curve}: {values[0].mean():.2f} untrained, {values[-1].mean():.2f} trained; each at the end:",
-                end="",
-            )
-            print("".join(f" {value:.2f}" for value in values[-1]))
-    draw(options.log_dir, options.out)
+        curves = {curve: history.curve(curve) for curve in ("preserved", "removed")}
+        for curve, values in {**curves, "p of the prediction": history.predicted_scores}.items():
+            print(f"  {curve}: {values[0].mean():.2f} untrained, {values[-1].mean():.2f} trained; each at the end:")
+            print("   ", *(f"{value:.2f}" for value in values[-1]))
+            for place, step in ((0, history.steps[0]), (-1, history.steps[-1])):
+                samples = {f"sample_{number}": value for number, value in enumerate(values[place].tolist())}
+                numbers[f"{name}: {curve}, at step {step}"] = {"mean": float(values[place].mean()), **samples}
+    save_numbers(numbers, out / "reading.json")
 
 
 def draw(folder: Path, out: Path) -> None:

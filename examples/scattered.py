@@ -1,5 +1,7 @@
 """What the examples about a training that goes wrong share: one training on scattered digits, and its pictures."""
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,6 +69,26 @@ def print_table(title: str, columns: list[str], rows: Mapping[str, list[object]]
     for name, values in rows.items():
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in values]
         print(f"{name:{width}}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+def by_column(columns: list[str], rows: Mapping[str, list[object]]) -> dict[str, dict[str, object]]:
+    """A table as :func:`save_numbers` takes it: by the names of the rows, then of the columns."""
+    return {name: dict(zip(columns, values, strict=True)) for name, values in rows.items()}
+
+
+def save_numbers(numbers: Mapping[str, object], path: Path) -> None:
+    """As JSON, to four digits; what is not finite is null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded({"seed": SEED, **numbers}), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(part) for key, part in value.items()}
+    if isinstance(value, float):
+        return round(float(value), 4) if math.isfinite(value) else None
+    return value
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -95,6 +95,8 @@ def test_the_interface_is_described_from_its_docstrings(site):
     for argument in ("every_n_epochs", "max_overhead", "regions"):
         assert f"<code>{argument}</code>" in callback
     assert "Trainer</span>" in callback  # the example, as code
+    assert "#gfi_lightning.training.types.ScheduleLike" in callback
+    assert '<span title="gfi_lightning.training.types.' not in callback  # each type is a link to what it stands for
     for page in (site / "api").rglob("*.html"):
         assert not re.search(r":(class|func|meth|mod):|<blockquote>", page.read_text(encoding="utf-8")), page
     metrics = (site / "api" / "metrics" / "index.html").read_text(encoding="utf-8")
