@@ -24,7 +24,7 @@ BLOCKS = {
     kind: re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) for kind in ("python", "sh", "yaml")
 }
 HIDDEN = re.findall(r"^<!-- run\n(.*?)^-->", PAGE, re.DOTALL | re.MULTILINE)
-LINES = [line for block in BLOCKS["sh"] for line in block.splitlines()]
+LINES = [line for block in BLOCKS["sh"] for line in block.replace("\\\n", "").splitlines()]
 FLAGS, HELP, FILE, PRINT, AGAIN, VARIABLE = LINES
 QUIET = [
     "--trainer.accelerator=cpu",
