@@ -37,7 +37,7 @@ from gfi_lightning.training.budget import wait_for_gpu
 from gfi_lightning.training.calling import Call, find_call
 from gfi_lightning.training.dataset_info import makers_of_items, names_of_classes
 from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
-from gfi_lightning.training.normalization import find_normalization, fitting_normalization, normalizations
+from gfi_lightning.training.normalization import fitting_normalization, normalizations
 from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
@@ -109,8 +109,8 @@ class Session:
         self._inform = inform
         self.ranks = ranks
         self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
-        self._normalization: tuple[Any, ...] | None = settings.normalization or find_normalization(dataset)
-        # Others, of which the images will tell whether they can be meant; sought now, as the loader is not kept.
+        self._normalization: tuple[Any, ...] | None = settings.normalization
+        # Of these the images will tell whether they can be meant; sought now, as the loader is not kept.
         self._candidates = [] if self._normalization is not None else list(normalizations(loader, []))
         names = settings.class_names
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)

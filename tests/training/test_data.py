@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from gfi_lightning import GuidedFeatureInversion, History, UsageError, replay
 from gfi_lightning.testing import assert_harmless
 from gfi_lightning.training.dataset_info import cheap_labels, names_of_classes
-from gfi_lightning.training.normalization import find_normalization, normalizations
+from gfi_lightning.training.normalization import normalizations
 from tests.training.modules import CLASSES, QUICK, ToyModule, image_steps, make_trainer, quick_callback
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -358,8 +358,83 @@ def test_where_a_normalisation_is_found(name):
         assert (expected is None) == (found is None)
         if expected is not None:
             np.testing.assert_allclose(found[:2], expected, rtol=1e-5)
-    if name in ("nested", "preset of weights"):
-        assert find_normalization(Items(None, transform=transform)) is not None
+
+
+TO_FLOAT = v2.ToDtype(torch.float32, scale=True)
+OTHER = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+TRUE_COLOURS = {
+    "two steps": v2.Compose([TO_FLOAT, v2.Normalize([0.5], [0.5]), v2.Normalize([0.1, 0.0, 0.2], [0.3, 0.4, 0.3])]),
+    "deviations over 1": v2.Compose([TO_FLOAT, v2.Normalize([0.5], [2.0])]),
+    "floats in 0…255": v2.Compose([v2.ToDtype(torch.float32), v2.Normalize([0.0], [1.0])]),
+    "means of bytes": v2.Compose([v2.ToDtype(torch.float32), v2.Normalize([120.0], [60.0])]),
+    "a little beyond": v2.Compose([TO_FLOAT, v2.Lambda(lambda x: x * 1.06 - 0.03), v2.Normalize(MEAN, STD)]),
+    "few far beyond": v2.Compose([TO_FLOAT, lambda x: with_one_pixel(x, 1.3), v2.Normalize(MEAN, STD)]),
+}
+
+
+def with_one_pixel(image, value):
+    image[0, 0, 0] = value
+    return image
+
+
+def shown(folder, caplog, *args, **options):
+    """A run's pictures, and whether they are said to be shown by their own range."""
+    with caplog.at_level(logging.INFO, "gfi_lightning"):
+        history = validate(folder, *args, **options)
+    return history.images.astype(int), any("shown by its own range" in one for one in caplog.messages)
+
+
+@pytest.mark.parametrize("name", TRUE_COLOURS)
+def test_a_normalisation_is_undone_whatever_its_numbers(tmp_path, caplog, name):
+    items = Items(lambda image, label: (items.transform(image), label), transform=TRUE_COLOURS[name])
+    images, by_own_range = shown(tmp_path, caplog, items)
+    assert not by_own_range
+    expected = PIXELS[:2].permute(0, 2, 3, 1).int().numpy()
+    wrong = np.abs(images - expected) > (9 if name == "a little beyond" else 1)
+    assert wrong.sum() <= (2 if name == "few far beyond" else 0)
+
+
+class TrainsOtherwise(Data):
+    """A data module whose training is normalised, and whose validation is scaled to [−1, 1] by hand."""
+
+    def __init__(self):
+        super().__init__(Items(lambda image, label: (as_floats(image) * 2 - 1, label)))
+        self.train_transform = v2.Compose([TO_FLOAT, v2.Normalize([0.5] * 3, [0.4] * 3)])
+
+
+NOT_MEANT = {
+    "of the training": TrainsOtherwise,
+    "of other numbers": lambda: Data(
+        Items(lambda image, label: (as_floats(image) * 2 - 1, label), transform=v2.Normalize([0.5], [0.26]))
+    ),
+    "of another range": lambda: Data(
+        Items(lambda image, label: ((image * 8.0 - 1000) / 300, label), transform=v2.Normalize([1000.0], [300.0]))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MEANT)
+def test_a_normalisation_that_does_not_explain_the_images_is_not_undone(tmp_path, caplog, name):
+    images, by_own_range = shown(tmp_path, caplog, None, data=NOT_MEANT[name]())
+    assert by_own_range
+    assert images.min((1, 2, 3)).tolist() == [0, 0]
+    assert images.max((1, 2, 3)).tolist() == [255, 255]
+
+
+def test_a_data_set_s_own_normalisation_comes_before_those_of_what_it_wraps(tmp_path):
+    inner = Items(None, transform=v2.Normalize([0.45], [0.35]))
+    to_input = v2.Compose([v2.Identity(), v2.Compose([TO_FLOAT, v2.Normalize(MEAN, STD)])])
+    outer = Items(lambda image, label: (outer.to_input(image), label), dataset=inner, to_input=to_input)
+    check_shown(validate(tmp_path, outer))
+    assert [one.mean for one in normalizations(DataLoader(outer), [])][-1] == pytest.approx([0.45])
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("pretrained_tfms", True), ("train_tfms", False), ("tfmsTrain", False), ("TRAIN_TFMS", False), ("tfms", True)],
+)
+def test_by_their_names_those_of_the_training_do_not_count(name, counts):
+    assert bool(list(normalizations(DataLoader(Items(None, **{name: OTHER})), []))) == counts
 
 
 def test_in_a_data_set_of_ones_own_and_in_a_collate_function(tmp_path):

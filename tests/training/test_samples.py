@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 from gfi_lightning import History, UsageError
 from gfi_lightning.training.batches import class_indices, images_and_labels
 from gfi_lightning.training.dataset_info import cheap_labels, choose_indices
-from gfi_lightning.training.normalization import find_normalization
+from gfi_lightning.training.normalization import normalizations
 from gfi_lightning.training.samples import read_samples
 from tests.training.modules import (
     CLASSES,
@@ -267,9 +268,10 @@ def test_normalisation_is_found(attributes):
     vars(dataset).update(attributes)
     wrapped = WithTransform()
     wrapped.dataset = dataset
-    for found in (find_normalization(dataset), find_normalization(wrapped)):
+    for one in (dataset, wrapped):
+        found = next(normalizations(SimpleNamespace(dataset=one), []))
         np.testing.assert_allclose(found[:2], [[0.4, 0.5, 0.6], [0.1, 0.2, 0.3]], rtol=1e-6)
-    assert find_normalization(WithTransform()) is None
+    assert list(normalizations(SimpleNamespace(dataset=WithTransform()), [])) == []
 
 
 def shown_labels(trainer):
