@@ -142,12 +142,18 @@ def _only_network(module: nn.Module) -> str:
     """The name of a module's only part that has parameters and is no metric, no loss and no average of another.
 
     Raises:
-        UsageError: there is none, or there are several.
+        UsageError: there is none, or there are several, or the module has parameters beside it.
     """
     names = [name for name, part in module.named_children() if _is_network(part)]
-    if len(names) == 1:
+    beside = [name for name, _ in module.named_parameters(recurse=False)]
+    if len(names) == 1 and not beside:
         return names[0]
     kind = type(module).__name__
+    if len(names) == 1:
+        raise UsageError(
+            f"{kind} has no forward(), and what self.{beside[0]} does to the output of self.{names[0]} it does not "
+            "say: write forward(self, images), or give forward= (module, images → logits), whatever training_step does."
+        )
     if not names:
         raise UsageError(
             f"{kind} has no forward(), and no network in an attribute: give forward= (module, images → logits)."
