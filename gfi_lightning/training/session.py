@@ -35,7 +35,7 @@ from gfi_lightning.training.batches import (
 )
 from gfi_lightning.training.budget import wait_for_gpu
 from gfi_lightning.training.calling import Call, find_call
-from gfi_lightning.training.dataset_info import makers_of_items, names_of_classes
+from gfi_lightning.training.dataset_info import label_column, makers_of_items, names_of_classes
 from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
 from gfi_lightning.training.normalization import fitting_normalization, normalizations
 from gfi_lightning.training.progress import QUIET, Progress
@@ -112,6 +112,7 @@ class Session:
         self._normalization: tuple[Any, ...] | None = settings.normalization
         # Of these the images will tell whether they can be meant; sought now, as the loader is not kept.
         self._candidates = [] if self._normalization is not None else list(normalizations(loader, []))
+        self._label = label_column(dataset)
         names = settings.class_names
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
         self._call: Call | None = None
@@ -179,6 +180,7 @@ class Session:
             finally:
                 self._layer = self._layer or share.explainer.layer
             self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
+            self._check_names(share.classes(inversion))
             floors, self.floor_seconds = [], 0.0
             if measure_floor:
                 wait_for_gpu()
@@ -278,8 +280,8 @@ class Session:
             batch = internals.to_device(
                 trainer, pl_module, copy.deepcopy(self._samples.batch), self._settings.dataloader_idx
             )
-        images, given = split_batch(batch, self._settings.batch)
-        channels_last = are_channels_last(images)
+        images, given = split_batch(batch, self._settings.batch, self._label)
+        channels_last = are_channels_last(images, pl_module)
         images = images.permute(0, 3, 1, 2).contiguous() if channels_last else images
         if images.device.type == "cpu":
             images = images.to(pl_module.device)  # arrays are not moved by Lightning
@@ -386,6 +388,17 @@ class Session:
                 "Trainer(detect_anomaly=True) shows where it begins.",
                 "not finite",
             )
+
+    def _check_names(self, classes: int) -> None:
+        """Names that were found are those of something else where their number is not that of the classes."""
+        names = self.class_names
+        if names is None or self._settings.class_names is not None or classes in (0, len(names)):
+            return
+        self._inform(
+            f"The data set has names of {len(names)} classes, and the model has {classes}: classes are shown by their "
+            "indices. GFICallback(class_names=[...]) names them."
+        )
+        self.class_names = None
 
     def _check_normalization(self, images: Tensor) -> None:
         given = self._settings.normalization

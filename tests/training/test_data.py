@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from gfi_lightning import GuidedFeatureInversion, History, UsageError, replay
 from gfi_lightning.testing import assert_harmless
+from gfi_lightning.training.batches import are_channels_last
 from gfi_lightning.training.dataset_info import cheap_labels, names_of_classes
 from gfi_lightning.training.normalization import normalizations
 from tests.training.modules import CLASSES, QUICK, ToyModule, image_steps, make_trainer, quick_callback
@@ -117,6 +118,16 @@ def as_dataclass(items):
 
 
 FORMS = {
+    "dict with text by a usual name, and numbers by another": (
+        lambda image, label: {"label": "ab"[label % 2], "label_idx": label, "image": as_floats(image)},
+        None,
+        lambda batch: (batch["image"], batch["label_idx"]),
+    ),
+    "dict with a category": (
+        lambda image, label: {"image": as_floats(image), "category": label},
+        None,
+        lambda batch: (batch["image"], batch["category"]),
+    ),
     "named tuple in another order": (
         lambda image, label: Sample(7, label, as_floats(image)),
         None,
@@ -228,6 +239,89 @@ def test_hugging_face_of_two_kinds_of_classes_is_not_named_by_a_guess():
     )
     assert names_of_classes(items, [torch.zeros(1), torch.zeros(1)]) is None
     assert names_of_classes(items, {"coarse_label": torch.zeros(1)}) == ["few", "many"]
+
+
+def of_columns(**columns):
+    """A data set of Hugging Face with labels of several kinds: numbers, or names of classes."""
+    import datasets
+
+    values = {"image": [image.permute(1, 2, 0).numpy() for image in PIXELS]}
+    values |= {name: LABELS if kind == "labels" else [0] * len(LABELS) for name, kind in columns.items()}
+    kinds = {"labels": datasets.Value("int64"), "text": datasets.Value("string")}
+    features = {
+        name: kinds[kind] if isinstance(kind, str) else datasets.ClassLabel(names=kind)
+        for name, kind in columns.items()
+    }
+    values |= {name: [str(value) for value in values[name]] for name, kind in columns.items() if kind == "text"}
+    values |= {name: LABELS for name, kind in columns.items() if kind == NAMES}
+    return datasets.Dataset.from_dict(values, features=datasets.Features({"image": datasets.Image(), **features}))
+
+
+def as_pictures(examples):
+    return examples | {"image": [as_floats(np.array(image)).permute(2, 0, 1) for image in examples["image"]]}
+
+
+COLUMNS = {
+    "numbers beside classes of something else": ({"label": "labels", "source": ["web", "camera"]}, "label", []),
+    "the only classes, by a name of their own": ({"kind": NAMES}, "kind", NAMES),
+    "beside text by a usual name": ({"label": "text", "species": NAMES}, "species", NAMES),
+}
+
+
+@pytest.mark.datasets
+@pytest.mark.parametrize("name", COLUMNS)
+def test_only_the_label_s_own_column_gives_names_and_spread(tmp_path, name):
+    columns, label, names = COLUMNS[name]
+    items = of_columns(**columns).with_transform(as_pictures)
+    history = validate(tmp_path, items, lambda batch: (batch["image"], batch[label]))
+    check_shown(history, SPREAD)
+    assert history.class_names == names
+
+
+def test_names_of_another_number_of_classes_are_dropped(tmp_path, caplog):
+    items = Items(lambda image, label: (as_floats(image), label), classes=[*NAMES, "one more"])
+    with caplog.at_level(logging.INFO, "gfi_lightning"):
+        assert validate(tmp_path, items).class_names == []
+    (line,) = [one for one in caplog.messages if "names of" in one]
+    assert "names of 6 classes, and the model has 5: classes are shown by their indices" in line
+
+
+class Properties(Items):
+    """Computes by reading everything, or not at all."""
+
+    @property
+    def targets(self):
+        return [self[index][1] for index in range(len(self))]
+
+    @property
+    def labels(self):
+        raise RuntimeError("not loaded yet")
+
+    @property
+    def classes(self):
+        raise NotImplementedError
+
+
+class Refuses(Items):
+    def __getattr__(self, name):
+        if name.startswith("__"):  # the loader asks for these
+            raise AttributeError(name)
+        raise RuntimeError(f"no {name}")
+
+
+@pytest.mark.parametrize("kind", [Properties, Refuses])
+def test_attributes_that_cannot_be_had_are_none(tmp_path, kind):
+    read = []
+
+    def make(image, label):
+        read.append(label)
+        return as_floats(image), label
+
+    items = kind(make)
+    assert cheap_labels(items) is None
+    assert names_of_classes(items, None) is None
+    assert read == [], "a property read every item"
+    check_shown(validate(tmp_path, items))
 
 
 class OnTheDevice(Classifier):
@@ -577,6 +671,44 @@ def test_channels_last(tmp_path, kind, collate):
     expected = gfi.explain(as_floats(PIXELS[:2]), torch.tensor(LABELS[:2]))
     coarse = F.adaptive_avg_pool2d(expected.heatmaps, (8, 8))
     np.testing.assert_allclose([history.heatmaps(n)[-1, 0] for n in range(2)], coarse, atol=2e-3)
+
+
+class Striped(Classifier):
+    """For images of as many channels as there are."""
+
+    def __init__(self, channels, last):
+        super().__init__()
+        fine = self.network.fine
+        old = next(part for part in fine.modules() if isinstance(part, torch.nn.Conv2d))
+        new = torch.nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        self.network.fine = (
+            new if fine is old else torch.nn.Sequential(*(new if part is old else part for part in fine))
+        )
+        self.last = last
+
+    def forward(self, images):
+        return super().forward(images.permute(0, 3, 1, 2) if self.last else images)
+
+
+@pytest.mark.parametrize(("channels", "last", "shape"), [(6, True, (16, 12, 6)), (8, False, (8, 16, 3))])
+def test_the_model_tells_which_axis_is_the_channels(tmp_path, channels, last, shape):
+    items = Items(lambda image, label: (torch.rand(shape), label))
+    history = validate(tmp_path, items, module=Striped(channels, last))
+    assert history.images.shape[1:3] == ((16, 12) if last else (16, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken", "expected"),
+    [
+        ((16, 16, 3), (3, 16), True),
+        ((10, 16, 16), (10, 16), False),
+        ((3, 16, 16), (16,), False),
+        ((16, 16, 3), (48,), True),
+    ],
+)
+def test_the_shape_tells_where_the_model_does_not(shape, taken, expected):
+    module = torch.nn.ModuleList([torch.nn.Conv2d(channels, 2, 1) for channels in taken])
+    assert are_channels_last(torch.rand(2, *shape), module) == expected
 
 
 # several loaders
