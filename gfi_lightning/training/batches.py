@@ -96,9 +96,9 @@ def images_and_labels(batch: Any, label: Any = None) -> tuple[Tensor, Any]:
     if not _are_images(images):
         raise UsageError(
             f"A validation batch is {describe(names if is_dataclass(batch) else batch)}. Expected is (images, labels) "
-            f"or a mapping with {'/'.join(IMAGE_NAMES)} and {'/'.join(_USUAL_LABEL_NAMES)}, images being floating point "
-            "of shape (N, C, H, W), no videos or volumes, no bytes (v2.ToDtype(torch.float32, scale=True) converts them). "
-            "Give batch= (batch → images, labels) for anything else."
+            f"or a mapping with {'/'.join(IMAGE_NAMES)} and {'/'.join(_USUAL_LABEL_NAMES)}, images being floating "
+            "point of shape (N, C, H, W), no videos or volumes, no bytes (v2.ToDtype(torch.float32, scale=True) "
+            "converts them). Give batch= (batch → images, labels) for anything else."
         )
     return images, labels
 
