@@ -54,7 +54,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     if id(module) in _AT_WORK:
         yield
         return
-    parts = [thing for thing in _reachable([module]) if isinstance(thing, nn.Module)]
+    parts = [thing for thing in reachable([module]) if isinstance(thing, nn.Module)]
     with ExitStack() as stack:
         stack.callback(_AT_WORK.discard, id(module))
         _AT_WORK.add(id(module))
@@ -129,7 +129,7 @@ def lent(module: nn.Module) -> Iterator[None]:
     ``requires_grad``, buffers, hooks, and which parameters and parts there are, are put back, and so are the weights of
     a model that is not large.
     """
-    parts = [thing for thing in _reachable([module]) if isinstance(thing, nn.Module)]
+    parts = [thing for thing in reachable([module]) if isinstance(thing, nn.Module)]
     parameters = [one for part in parts for one in part.parameters(recurse=False)]
     before = [(one, one.grad, one.requires_grad) for one in parameters]
     members = [
@@ -170,7 +170,7 @@ def preserved_state(roots: Iterable[Any], tensors: bool = True) -> Iterator[None
             objects of installed packages, such as a logger's client, which may be at work in another thread.
             False, for data: these too, such as transforms with generators, but no tensors.
     """
-    things = _reachable(roots, others=not tensors)
+    things = reachable(roots, others=not tensors)
     with _preserved([restore for thing in things for restore in _mementos(thing, tensors)]):
         yield
 
@@ -234,10 +234,14 @@ def _without_reentrant_checkpointing() -> Iterator[None]:
         del CheckpointFunction.apply  # and there is the inherited one again
 
 
-def _reachable(roots: Iterable[Any], others: bool = False) -> Iterator[Any]:
-    """All things that can be reached from some, each once; below each module only so deep.
+def reachable(roots: Iterable[Any], others: bool = False, variables: bool = False) -> Iterator[Any]:
+    """All things that can be reached from some, each once; a few levels deep, below each module anew.
 
-    Objects of installed packages, other than modules, are there only if others is True.
+    Args:
+        roots: where to begin.
+        others: whether objects of installed packages, other than modules, are there, too.
+        variables: whether those of the user's functions are that are kept in attributes and containers; those of
+            a module's hooks always are.
     """
     depths: dict[int, int] = {}
     waiting = [(root, 0) for root in roots]
@@ -257,10 +261,11 @@ def _reachable(roots: Iterable[Any], others: bool = False) -> Iterator[Any]:
             # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
             depths[id(vars(thing).get("_parameters"))] = 0
         if depth < _DEEPEST:
-            waiting += [(held, depth + 1) for held in _held_by(thing)]
+            waiting += [(held, depth + 1) for held in _held_by(thing, variables)]
 
 
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_FUNCTIONS = (FunctionType, MethodType, partial)
 _DEEPEST = 4
 _MANY = 1000
 _LARGE = 2**24  # elements: of what is larger, and no buffer, no copy is made
@@ -269,25 +274,27 @@ _LIBRARIES = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "nu
 _LIBRARIES |= sys.stdlib_module_names
 
 
-def _held_by(thing: Any) -> list[Any]:
+def _held_by(thing: Any, variables: bool) -> list[Any]:
     kind = type(thing)
-    if issubclass(kind, nn.Module):
-        hooks = (*thing._forward_hooks.values(), *thing._forward_pre_hooks.values())
-        return [*thing.children(), *hooks, *_without_functions(vars(thing).values())]
-    if issubclass(kind, _CONTAINERS):
-        return [] if len(thing) > _MANY else _without_functions(thing.values() if issubclass(kind, dict) else thing)
     if kind is partial:
         return [thing.func, *thing.args, *thing.keywords.values()]
     if kind is MethodType:
         return [thing.__self__, thing.__func__]
     if kind is FunctionType:
         return [value for _, value in _variables(thing)]
-    return [] if _is_library(kind) else _without_functions(_attributes(thing).values())
-
-
-def _without_functions(things: Iterable[Any]) -> list[Any]:
+    is_module = issubclass(kind, nn.Module)
+    hooks = (*thing._forward_hooks.values(), *thing._forward_pre_hooks.values()) if is_module else ()
     # Their variables belong to whoever wrote them; but a hook's to the model's passes.
-    return [thing for thing in things if type(thing) not in (FunctionType, MethodType, partial)]
+    return [*hooks, *(part for part in _parts(thing) if variables or type(part) not in _FUNCTIONS)]
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    kind = type(thing)
+    if issubclass(kind, nn.Module):
+        return [*thing.children(), *vars(thing).values()]
+    if issubclass(kind, _CONTAINERS):
+        return [] if len(thing) > _MANY else list(thing.values() if issubclass(kind, dict) else thing)
+    return [] if _is_library(kind) else _attributes(thing).values()
 
 
 def _is_library(kind: Any) -> bool:

@@ -19,25 +19,26 @@ _NAMED = (*_LOGITS, "last_hidden_state")
 def first_tensor(output: Any) -> Tensor | None:
     """The first floating tensor in an output that may be a tensor, a tuple, a mapping or an object.
 
-    In a mapping or a dataclass what is called ``logits``, ``output`` and the like comes first, and a single number,
-    such as the loss, does not count; of other objects ``logits`` and ``last_hidden_state`` do.
+    A single number, such as the loss, does not count. In a mapping, a named tuple or a dataclass what is called
+    ``logits``, ``output`` and the like comes first; of other objects ``logits`` and ``last_hidden_state`` do.
     """
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     if (names := _by_name(output)) is not None:
         parts = [*(names[name] for name in _NAMED if name in names), *names.values()]
-        return _first_of(part for part in parts if not (isinstance(part, Tensor) and part.ndim == 0))
-    for name in ("logits", "last_hidden_state"):
-        if isinstance(found := getattr(output, name, None), Tensor):
-            return found
-    if isinstance(output, (tuple, list)):
-        return _first_of(output)
-    return None
+    elif isinstance(output, (tuple, list)):
+        parts = list(output)
+    else:
+        parts = [getattr(output, name, None) for name in ("logits", "last_hidden_state")]
+        return next((part for part in parts if isinstance(part, Tensor)), None)
+    return _first_of(part for part in parts if not (isinstance(part, Tensor) and part.ndim == 0))
 
 
 def _by_name(output: Any) -> Mapping[Any, Any] | None:
     if isinstance(output, Mapping):
         return output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return dict(zip(output._fields, output, strict=True))
     if is_dataclass(output) and not isinstance(output, type):
         return {field.name: getattr(output, field.name) for field in fields(output)}
     return None
@@ -85,10 +86,25 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _check_names(output: Any) -> None:
-    """Raise UsageError where nothing tells which part of an output are the logits."""
+    """Raise UsageError where nothing tells which part of an output are the logits.
+
+    Without names the first one counts, unless another is narrower: features are mostly wider than the logits.
+    """
     names = _by_name(output) or {}
-    several = [name for name, part in names.items() if isinstance(part, Tensor) and part.ndim == 2]
-    if len(several) > 1 and not any(name in names for name in _NAMED):
+    if any(name in names for name in _NAMED):
+        return
+    is_ordered = isinstance(output, (tuple, list))
+    parts = dict(enumerate(output)) if is_ordered else names
+    several = {name: part.shape for name, part in parts.items() if isinstance(part, Tensor) and part.ndim == 2}
+    rows, width = next(iter(several.values()), (0, 0))
+    narrower = [name for name, shape in several.items() if shape[0] == rows and shape[1] < width]
+    if is_ordered and narrower:
+        raise UsageError(
+            f"The model's output is {describe(output)}; which of the parts {', '.join(map(str, several))} are the "
+            "logits of the classes? Return them first, with nothing narrower behind, or by the name of 'logits'; or "
+            f"give forward=, such as lambda module, images: module(images)[{narrower[0]}]."
+        )
+    if len(several) > 1 and not is_ordered:
         raise UsageError(
             f"The model's output is {describe(output)}; which of {', '.join(map(repr, several))} are the logits of the "
             "classes? Call them 'logits', or give forward= (images → logits)."

@@ -11,14 +11,22 @@ from gfi_lightning.errors import UsageError
 Normalization = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation, per channel
 
 
-def denormalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo (x − mean) / std per channel: images (N, C, H, W) → the same shape, clamped to [0, 1].
+_BLACK = 16 / 255  # of images in 0…255: what has nothing brighter is black for people
 
-    Means and deviations that were meant for 0…255 are brought to 0…1.
+
+def undone(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo (x − mean) / std per channel: images (N, C, H, W) → the same shape, on the CPU.
+
+    What comes out in 0…255 is brought to 0…1.
     """
-    scale = 255.0 if max(mean) > 1 or max(std) > 1 else 1.0
-    center, spread = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) / scale for values in (mean, std))
-    return (images.float().cpu() * spread + center).clamp(0, 1)
+    center, spread = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    before = images.detach().float().cpu() * spread + center
+    return before / 255 if before.amax() > 255 * _BLACK else before
+
+
+def denormalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo (x − mean) / std per channel, see :func:`undone`, clamped to [0, 1]."""
+    return undone(images, mean, std).clamp(0, 1)
 
 
 def in_unit_range(images: Tensor) -> bool:

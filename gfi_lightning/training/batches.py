@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
@@ -14,12 +14,19 @@ from gfi_lightning.inversion.scores import describe
 SplitBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 IMAGE_NAMES = ("image", "images", "pixel_values", "img", "imgs", "input", "inputs", "x")
-LABEL_NAMES = ("label", "labels", "target", "targets", "class", "y")
+_USUAL_LABEL_NAMES = ("label", "labels", "target", "targets", "class", "y")
+_IDS = ("label_id", "label_ids", "label_idx", "class_id", "class_ids", "class_idx")
+LABEL_NAMES = (*_USUAL_LABEL_NAMES, *_IDS, "class_label", "category", "category_id", "cls")
 _CHANNELS = (1, 3, 4)
 
 
-def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Any]:
+def split_batch(batch: Any, split: SplitBatch | None, label: Any = None) -> tuple[Tensor, Any]:
     """Images and whatever stands for their labels, by the user's callable or by the usual forms.
+
+    Args:
+        batch: of images.
+        split: the user's.
+        label: the name of the labels, where it is none of the usual ones.
 
     Returns:
         Images (N, C, H, W) or, where the batch has them so, (N, H, W, C), floating point; and what stands for their
@@ -29,7 +36,7 @@ def split_batch(batch: Any, split: SplitBatch | None) -> tuple[Tensor, Any]:
         UsageError: no images were found.
     """
     if split is None:
-        return images_and_labels(batch)
+        return images_and_labels(batch, label)
     found = split(batch)
     images = _as_tensor(found[0]) if isinstance(found, (tuple, list)) and len(found) == 2 else None
     if not _are_images(images):
@@ -49,17 +56,26 @@ def _as_tensor(images: Any) -> Any:
     return torch.from_numpy(images).float() if isinstance(images, np.ndarray) and images.dtype.kind == "f" else images
 
 
-def are_channels_last(images: Tensor) -> bool:
-    """Whether images are (N, H, W, C): 1, 3 or 4 channels at the end, and before that no number so small."""
+def are_channels_last(images: Tensor, module: nn.Module | None = None) -> bool:
+    """Whether images are (N, H, W, C): 1, 3 or 4 channels at the end, and before that no number so small.
+
+    Where there are not 1, 3 or 4 at the front, and convolutions of the model take either as many channels as there are
+    at the front or as many as there are at the end, these decide.
+    """
+    first, last = images.shape[1], images.shape[3]
+    taken = {part.in_channels for part in (module.modules() if module else ()) if isinstance(part, nn.Conv2d)}
+    if first not in _CHANNELS and (first in taken) != (last in taken):
+        return last in taken
     return images.shape[3] in _CHANNELS and min(images.shape[1:3]) > max(_CHANNELS)
 
 
-def images_and_labels(batch: Any) -> tuple[Tensor, Any]:
+def images_and_labels(batch: Any, label: Any = None) -> tuple[Tensor, Any]:
     """The images and labels of a batch in one of the usual forms.
 
     Args:
         batch: (images, labels, ...); images alone; or a mapping, a named tuple or a dataclass with names such as
             image or pixel_values, and label or target. Where no name tells the images, the only ones in there count.
+        label: the name of the labels, where it is none of the usual ones.
 
     Returns:
         Images (N, C, H, W) or (N, H, W, C), floating point, and what stands for their labels, or None; see
@@ -71,7 +87,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Any]:
     names = by_name(batch)
     name = None if names is None else image_name(names)
     if names is not None and name is not None:
-        images, labels = names[name], _label(batch, names, name)
+        images, labels = names[name], _label(batch, names, name, label)
     elif isinstance(batch, (tuple, list)) and batch:
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
     else:
@@ -80,9 +96,9 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Any]:
     if not _are_images(images):
         raise UsageError(
             f"A validation batch is {describe(names if is_dataclass(batch) else batch)}. Expected is (images, labels) "
-            f"or a mapping with {'/'.join(IMAGE_NAMES)} and {'/'.join(LABEL_NAMES)}, images being floating point of "
-            "shape (N, C, H, W), no videos or volumes, no bytes (v2.ToDtype(torch.float32, scale=True) converts them). "
-            "Give batch= (batch → images, labels) for anything else."
+            f"or a mapping with {'/'.join(IMAGE_NAMES)} and {'/'.join(_USUAL_LABEL_NAMES)}, images being floating "
+            "point of shape (N, C, H, W), no videos or volumes, no bytes (v2.ToDtype(torch.float32, scale=True) "
+            "converts them). Give batch= (batch → images, labels) for anything else."
         )
     return images, labels
 
@@ -105,15 +121,21 @@ def image_name(names: Mapping[Any, Any]) -> Any:
     return usual[0] if usual else images[0] if len(images) == 1 else None
 
 
-def label_name(names: Mapping[Any, Any]) -> Any:
-    """By which name the labels are in there: a usual one, or the only one such as fine_label; else None."""
-    usual = [name for name in LABEL_NAMES if name in names]
+def label_name(names: Mapping[Any, Any], otherwise: Any = None) -> Any:
+    """By which name the labels are in there: a usual one, or the only one such as fine_label; else None.
+
+    Args:
+        names: the parts of a batch; of several labels the first that are numbers count.
+        otherwise: a name that counts after the usual ones.
+    """
+    usual = [name for name in (*LABEL_NAMES, otherwise) if name is not None and name in names]
     similar = [name for name in names if str(name).endswith(("_label", "_labels", "_target", "_targets"))]
-    return usual[0] if usual else similar[0] if len(similar) == 1 else None
+    candidates = usual or (similar if len(similar) == 1 else [])
+    return next((name for name in candidates if _tensor_of(names[name]) is not None), next(iter(candidates), None))
 
 
-def _label(batch: Any, names: Mapping[Any, Any], image: Any) -> Any:
-    label = label_name(names)
+def _label(batch: Any, names: Mapping[Any, Any], image: Any, otherwise: Any) -> Any:
+    label = label_name(names, otherwise)
     if label is None and isinstance(batch, tuple) and len(batch) > 1 and batch[0] is names[image]:
         return batch[1]  # a named tuple, read as a tuple
     return None if label is None else names[label]

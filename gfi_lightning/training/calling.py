@@ -13,7 +13,6 @@ from torchmetrics import Metric
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.network import Forward
 from gfi_lightning.inversion.scores import first_tensor
-from gfi_lightning.logs import logger
 from gfi_lightning.training.batches import IMAGE_NAMES, Form, image_name
 
 _TAKES_THE_BATCH = ("batch", "sample", "samples")  # names of parameters
@@ -80,10 +79,7 @@ def find_call(module: nn.Module, images: Tensor, batch: Any, forward: Forward | 
         calls = _calls(part, _parameters(module.get_submodule(part) if part else module, part), batch)
     if channels_last:
         calls = [replace(call, channels_last=last) for last in (True, False) for call in calls]
-    call = calls[0] if len(calls) == 1 else _first_that_works(calls, module, images[:_FEW])
-    if not call.is_plain and call != Call(forward):
-        logger.info(f"The model is called as {call}.")
-    return call
+    return calls[0] if len(calls) == 1 else _first_that_works(calls, module, images[:_FEW])
 
 
 def _first_that_works(calls: list[Call], module: nn.Module, images: Tensor) -> Call:
@@ -142,12 +138,18 @@ def _only_network(module: nn.Module) -> str:
     """The name of a module's only part that has parameters and is no metric, no loss and no average of another.
 
     Raises:
-        UsageError: there is none, or there are several.
+        UsageError: there is none, or there are several, or the module has parameters beside it.
     """
     names = [name for name, part in module.named_children() if _is_network(part)]
-    if len(names) == 1:
+    beside = [name for name, _ in module.named_parameters(recurse=False)]
+    if len(names) == 1 and not beside:
         return names[0]
     kind = type(module).__name__
+    if len(names) == 1:
+        raise UsageError(
+            f"{kind} has no forward(), and what self.{beside[0]} does to the output of self.{names[0]} it does not "
+            "say: write forward(self, images), or give forward= (module, images → logits), whatever training_step does."
+        )
     if not names:
         raise UsageError(
             f"{kind} has no forward(), and no network in an attribute: give forward= (module, images → logits)."

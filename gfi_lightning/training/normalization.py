@@ -1,7 +1,8 @@
 """How images were normalised, to show them as they were: found where people keep it, and never guessed."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from inspect import getattr_static
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gfi_lightning.recording.images import in_unit_range
-from gfi_lightning.training.dataset_info import attribute_of_dataset, format_transform, is_users, with_wrapped
+from gfi_lightning.recording.images import in_unit_range, undone
+from gfi_lightning.training.dataset_info import format_transform, is_users, with_wrapped
 
 _NAMES = (("mean", "std"), ("image_mean", "image_std"), ("pixel_mean", "pixel_std"))
 _MOST_CHANNELS = 16
@@ -19,9 +20,12 @@ _MANY = 64  # parts of a container: more are data, and no transforms
 _MOST_LOOKED_AT = 2000
 _RANDOM = {"RandomApply", "RandomChoice", "OneOf", "SomeOf"}  # of their parts nobody knows which were applied
 _OF_TRANSFORMS = {"albumentations", "kornia", "torchvision"}  # whose p is the probability of being applied
-_TOLERANCE = 0.05  # of pixels beyond [0, 1], which resizing and half precision may cause
+_OVERSHOOT = 0.05  # beyond [0, 1], as half precision and resizing may cause; and of resizing even more, for
+_FEW = 0.01  # of the pixels
+_MOST = 0.6  # of [0, 1]: images in [−1, 1] by the deviation of another data set, 0.2 to 0.27, make up to 0.54
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _BEFORE_OTHERS = ("val", "eval", "test", "transform", "normal", "preprocess", "processor", "aug")  # in names
+_OF_TRAINING = re.compile(r"((?<![A-Za-z])train|Train|TRAIN)(ing|ING)?(?![a-z])")  # and not pretrained
 _UNSAID = ("", "transforms")  # of a Compose
 _EVERYTHING = {"_trainer", "trainer", "_fabric"}  # who reach everything, and nothing of the data
 _ATOMS = (str, bytes, int, float, complex, type(None), type, ModuleType, Tensor, torch.dtype, torch.device)
@@ -40,36 +44,48 @@ class Normalization(NamedTuple):
     std: list[float]
     place: str = ""
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether it lies where torchvision's data sets have theirs, of which nobody needs to be told."""
+        return self.place.partition(".")[2] in ("transform", "transforms")
+
     def fits(self, images: Tensor) -> bool:
-        """Whether images (N, C, H, W) can be those that were normalised so: undone, their pixels are in [0, 1]."""
+        """Whether images (N, C, H, W) are likely those that were normalised so.
+
+        Undone, their pixels lie in [0, 1], but for a few, and take up most of that in one channel at least.
+        """
         if len(self.mean) not in (1, images.shape[1]):
             return False
-        scale = 255.0 if max(*self.mean, *self.std) > 1 else 1.0
-        mean, std = (torch.tensor(values).view(-1, 1, 1) / scale for values in (self.mean, self.std))
-        before = images.detach().float().cpu() * std + mean
-        return bool(before.amin() >= -_TOLERANCE) and bool(before.amax() <= 1 + _TOLERANCE)
+        before = undone(images, self.mean, self.std)
+        beyond = (before < -_OVERSHOOT) | (before > 1 + _OVERSHOOT)
+        shown = before.clamp(0, 1)
+        covered = (shown.amax((0, 2, 3)) - shown.amin((0, 2, 3))).amax()
+        return bool(beyond.float().mean() <= _FEW) and bool(covered >= _MOST)
 
-
-def find_normalization(dataset: Any) -> Normalization | None:
-    """The Normalize step in a data set's ``transform`` or ``transforms``; None where there is none."""
-    for name in ("transform", "transforms"):
-        found = next(_within(attribute_of_dataset(dataset, name), name, functions=False), None)
-        if found is not None:
-            return found
-    return None
+    def then(self, other: "Normalization") -> "Normalization":
+        """Both of them as one, the other after this one."""
+        count = max(len(self.mean), len(other.mean))
+        (mean, std), (next_mean, next_std) = (
+            (list(values) * (count // len(values)) for values in one[:2]) for one in (self, other)
+        )
+        means = [m + s * n for m, s, n in zip(mean, std, next_mean, strict=True)]
+        return Normalization(means, [s * n for s, n in zip(std, next_std, strict=True)], self.place)
 
 
 def normalizations(loader: Any, hooked: Iterable[Any]) -> Iterator[Normalization]:
-    """All that can be found besides, the likelier ones first.
+    """All that can be found, the likelier ones first; none of them is more than a guess, see :meth:`fits`.
 
     Args:
         loader: of the samples, or None: whatever its data set and its collate function can reach.
         hooked: the data module and the LightningModule, whose transfer hooks may normalise on the device.
     """
-    for dataset in with_wrapped(getattr(loader, "dataset", None)):
+    datasets = list(with_wrapped(getattr(loader, "dataset", None)))
+    for depth, dataset in enumerate(datasets):
+        kind = type(dataset)
+        # Not yet of those that it wraps: what it does itself came last.
         yield from _within(format_transform(dataset), "the data set's transform")
-        yield from _within(dataset, type(dataset).__name__)
-        yield from _within(getattr(type(dataset), "__getitem__", None), type(dataset).__name__)
+        yield from _within(dataset, kind.__name__, apart=datasets[depth + 1 :])
+        yield from _within(getattr(kind, "__getitem__", None), kind.__name__, apart=datasets[depth + 1 :])
     yield from _within(getattr(loader, "collate_fn", None), "collate_fn")
     for one in hooked:
         yield from _within(one, type(one).__name__)
@@ -83,23 +99,32 @@ def fitting_normalization(candidates: Iterable[Normalization], images: Tensor) -
     return None if in_unit_range(images) else next((one for one in candidates if one.fits(images)), None)
 
 
-def _within(thing: Any, place: str, functions: bool = True) -> Iterator[Normalization]:
-    """All normalisations that can be reached from something, the nearest first, without running anything of it."""
-    waiting, seen = [(thing, place)], {id(None)}
+def _within(thing: Any, place: str, apart: Iterable[Any] = ()) -> Iterator[Normalization]:
+    """All normalisations that can be reached from something, the nearest first, without running anything of it.
+
+    Args:
+        thing: where to begin.
+        place: what it is called.
+        apart: what is not looked into.
+    """
+    waiting, seen = [(thing, place)], {id(None), *map(id, apart)}
     for _ in range(_DEEPEST):
         further = []
         for one, where in waiting:
-            is_skipped = isinstance(one, _ATOMS) or (isinstance(one, (FunctionType, MethodType)) and not functions)
-            if id(one) in seen or is_skipped or len(seen) > _MOST_LOOKED_AT:
+            if id(one) in seen or isinstance(one, _ATOMS) or len(seen) > _MOST_LOOKED_AT:
                 continue
             seen.add(id(one))
             try:
-                found, parts = (None, []) if _is_random(one) else (_own(one), _parts(one))
+                found, parts = _normalization(one, where), [] if _is_random(one) else _parts(one)
             except Exception:  # whatever a stranger does when it is looked at
                 continue
             if found is not None:
-                yield Normalization(*found, where)
-            further += [(part, f"{where}.{name}" if name not in _UNSAID else where) for name, part in parts]
+                yield found
+            further += [
+                (part, f"{where}.{name}" if name not in _UNSAID else where)
+                for name, part in parts
+                if not _OF_TRAINING.search(name)
+            ]
         waiting = further
 
 
@@ -108,6 +133,13 @@ def _is_random(thing: Any) -> bool:
     kind = type(thing)
     chance = _plain(thing, "p") if kind.__module__.partition(".")[0] in _OF_TRANSFORMS else None
     return kind.__name__ in _RANDOM or (isinstance(chance, (int, float)) and chance < 1)
+
+
+def _normalization(thing: Any, place: str) -> Normalization | None:
+    """By what something normalises; steps one after the other together."""
+    steps = list(thing) if isinstance(thing, (list, tuple, nn.Sequential)) and len(thing) <= _MANY else [thing]
+    own = [Normalization(*found, place) for step in steps if not _is_random(step) and (found := _own(step))]
+    return reduce(Normalization.then, own) if own else None
 
 
 def _own(thing: Any) -> tuple[list[float], list[float]] | None:
@@ -167,7 +199,7 @@ def _parts(thing: Any) -> list[tuple[str, Any]]:
 
 def _likely_first(parts: Mapping[str, Any]) -> list[tuple[str, Any]]:
     def rank(name: str) -> int:
-        likely = (place for place, part in enumerate(_BEFORE_OTHERS) if part in name and "train" not in name)
+        likely = (place for place, part in enumerate(_BEFORE_OTHERS) if part in name)
         return min(likely, default=len(_BEFORE_OTHERS))
 
     return sorted(parts.items(), key=lambda item: rank(item[0].lower()))

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import IOBase
 from itertools import islice
 from numbers import Integral
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gfi_lightning.errors import UsageError, attempt
+from gfi_lightning.guard import reachable
 from gfi_lightning.training.batches import by_name
-from gfi_lightning.training.dataset_info import choose_indices
+from gfi_lightning.training.dataset_info import choose_indices, is_users
 from gfi_lightning.training.regions import Parts, Regions, parts_of_items, parts_of_samples
 
 
@@ -92,17 +95,39 @@ def _first_rows(loader: Iterable[Any], count: int) -> Any:
 
 def _independent_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
     """An iterator that takes nothing from the run."""
-    # What iterates itself, or holds what does, would hand out to us what the run would see next.
-    holds_position = any(isinstance(part, Iterator) for part in (iterable, *getattr(iterable, "__dict__", {}).values()))
-    if not holds_position:
+    positions = _positions(iterable)
+    if not positions:
         return iter(iterable)
     try:
-        return iter(copy.deepcopy(iterable))
-    except TypeError as error:
-        raise UsageError(
-            f"The validation data is a {type(iterable).__name__} that can be read only once ({error}), and the run "
-            "would miss what GFICallback reads: give samples=(images, labels)."
-        ) from error
+        copied = copy.deepcopy(iterable)
+    except Exception as error:  # of whatever refuses to be copied
+        raise _readable_once(iterable, str(error)) from error
+    # What a function's variables hold is not copied with it.
+    shared = {id(one) for one in positions} & {id(one) for one in _positions(copied)}
+    if shared:
+        kinds = sorted({type(one).__name__ for one in positions if id(one) in shared})
+        raise _readable_once(iterable, f"its {', '.join(kinds)} cannot be copied")
+    return iter(copied)
+
+
+def _positions(iterable: Iterable[Any]) -> list[Any]:
+    """What would hand out to us what the run would see next, wherever an iterable keeps it."""
+    made_by = getattr(type(iterable), "__iter__", None)
+    roots = [iterable, made_by] if isinstance(made_by, FunctionType) and is_users(made_by) else [iterable]
+    return [thing for thing in reachable(roots, others=True, variables=True) if _is_position(thing)]
+
+
+def _is_position(thing: Any) -> bool:
+    if isinstance(thing, IOBase):
+        return not thing.closed and thing.readable()  # and no log that is written
+    return isinstance(thing, Iterator)
+
+
+def _readable_once(iterable: Iterable[Any], reason: str) -> UsageError:
+    return UsageError(
+        f"The validation data is a {type(iterable).__name__} that can be read only once ({reason}), and the run "
+        "would miss what GFICallback reads: give samples=(images, labels)."
+    )
 
 
 def _select_rows(batch: Any, rows: Tensor, count: int) -> Any:

@@ -35,9 +35,9 @@ from gfi_lightning.training.batches import (
 )
 from gfi_lightning.training.budget import wait_for_gpu
 from gfi_lightning.training.calling import Call, find_call
-from gfi_lightning.training.dataset_info import makers_of_items, names_of_classes
+from gfi_lightning.training.dataset_info import label_column, makers_of_items, names_of_classes
 from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
-from gfi_lightning.training.normalization import find_normalization, fitting_normalization, normalizations
+from gfi_lightning.training.normalization import fitting_normalization, normalizations
 from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
@@ -109,9 +109,10 @@ class Session:
         self._inform = inform
         self.ranks = ranks
         self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
-        self._normalization: tuple[Any, ...] | None = settings.normalization or find_normalization(dataset)
-        # Others, of which the images will tell whether they can be meant; sought now, as the loader is not kept.
+        self._normalization: tuple[Any, ...] | None = settings.normalization
+        # Of these the images will tell whether they can be meant; sought now, as the loader is not kept.
         self._candidates = [] if self._normalization is not None else list(normalizations(loader, []))
+        self._label = label_column(dataset)
         names = settings.class_names
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
         self._call: Call | None = None
@@ -179,6 +180,7 @@ class Session:
             finally:
                 self._layer = self._layer or share.explainer.layer
             self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
+            self._check_names(share.classes(inversion))
             floors, self.floor_seconds = [], 0.0
             if measure_floor:
                 wait_for_gpu()
@@ -278,8 +280,8 @@ class Session:
             batch = internals.to_device(
                 trainer, pl_module, copy.deepcopy(self._samples.batch), self._settings.dataloader_idx
             )
-        images, given = split_batch(batch, self._settings.batch)
-        channels_last = are_channels_last(images)
+        images, given = split_batch(batch, self._settings.batch, self._label)
+        channels_last = are_channels_last(images, pl_module)
         images = images.permute(0, 3, 1, 2).contiguous() if channels_last else images
         if images.device.type == "cpu":
             images = images.to(pl_module.device)  # arrays are not moved by Lightning
@@ -293,6 +295,8 @@ class Session:
             form, own = None if self._settings.batch else batch, self._settings.explainer["forward"]
             with trainer.precision_plugin.forward_context():
                 self._call = find_call(pl_module, images, form, own, channels_last)
+            if not self._call.is_plain and self._call != Call(own):
+                self._inform(f"The model is called as {self._call}.")
         if self._masks is None:
             self._masks = as_masks(self._samples.parts, len(images), image_size(images))
             for name in [name for name, masks in self._masks.items() if not masks.any()]:
@@ -309,9 +313,9 @@ class Session:
         hooked = normalizations(None, [*internals.data_modules(trainer), pl_module])
         found = fitting_normalization([*self._candidates, *hooked], images)
         self._candidates = []
-        if found is not None:
+        if found is not None and not found.is_usual:
             self._inform(f"The pictures are shown as they were before the normalisation in {found.place}.")
-            self._normalization = found
+        self._normalization = found
 
     def _understood_labels(self, given: Any, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Class indices, and which classes are present, of what a batch has for labels; None for what they are not."""
@@ -386,6 +390,17 @@ class Session:
                 "Trainer(detect_anomaly=True) shows where it begins.",
                 "not finite",
             )
+
+    def _check_names(self, classes: int) -> None:
+        """Names that were found are those of something else where their number is not that of the classes."""
+        names = self.class_names
+        if names is None or self._settings.class_names is not None or classes in (0, len(names)):
+            return
+        self._inform(
+            f"The data set has names of {len(names)} classes, and the model has {classes}: classes are shown by their "
+            "indices. GFICallback(class_names=[...]) names them."
+        )
+        self.class_names = None
 
     def _check_normalization(self, images: Tensor) -> None:
         given = self._settings.normalization

@@ -219,10 +219,14 @@ class Share:
                 "Give forward= (module, images → logits), or batch= (batch → images, labels)."
             ) from error
 
+    def classes(self, inversion: Inversion) -> int:
+        """The number of classes, of which a single logit stands for two; 0 where it is not known."""
+        return 0 if inversion.predicted is None else max(inversion.logits().shape[1], 2)
+
     def _check_classes(self, inversion: Inversion) -> None:
-        classes = 0 if inversion.predicted is None else inversion.logits().shape[1]
-        self._check_columns(max(classes, 2) if classes else 0)
-        if classes < 2:  # not known, or a single logit
+        classes = self.classes(inversion)
+        self._check_columns(classes)
+        if not classes or inversion.logits().shape[1] == 1:
             return
         names = as_names(self.settings.class_names)
         if names is not None and len(names) < classes:

@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 
 from gfi_lightning import GuidedFeatureInversion, History, UsageError, replay
 from gfi_lightning.testing import assert_harmless
+from gfi_lightning.training.batches import are_channels_last
 from gfi_lightning.training.dataset_info import cheap_labels, names_of_classes
-from gfi_lightning.training.normalization import find_normalization, normalizations
+from gfi_lightning.training.normalization import normalizations
 from tests.training.modules import CLASSES, QUICK, ToyModule, image_steps, make_trainer, quick_callback
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -117,6 +118,16 @@ def as_dataclass(items):
 
 
 FORMS = {
+    "dict with text by a usual name, and numbers by another": (
+        lambda image, label: {"label": "ab"[label % 2], "label_idx": label, "image": as_floats(image)},
+        None,
+        lambda batch: (batch["image"], batch["label_idx"]),
+    ),
+    "dict with a category": (
+        lambda image, label: {"image": as_floats(image), "category": label},
+        None,
+        lambda batch: (batch["image"], batch["category"]),
+    ),
     "named tuple in another order": (
         lambda image, label: Sample(7, label, as_floats(image)),
         None,
@@ -228,6 +239,89 @@ def test_hugging_face_of_two_kinds_of_classes_is_not_named_by_a_guess():
     )
     assert names_of_classes(items, [torch.zeros(1), torch.zeros(1)]) is None
     assert names_of_classes(items, {"coarse_label": torch.zeros(1)}) == ["few", "many"]
+
+
+def of_columns(**columns):
+    """A data set of Hugging Face with labels of several kinds: numbers, or names of classes."""
+    import datasets
+
+    values = {"image": [image.permute(1, 2, 0).numpy() for image in PIXELS]}
+    values |= {name: LABELS if kind == "labels" else [0] * len(LABELS) for name, kind in columns.items()}
+    kinds = {"labels": datasets.Value("int64"), "text": datasets.Value("string")}
+    features = {
+        name: kinds[kind] if isinstance(kind, str) else datasets.ClassLabel(names=kind)
+        for name, kind in columns.items()
+    }
+    values |= {name: [str(value) for value in values[name]] for name, kind in columns.items() if kind == "text"}
+    values |= {name: LABELS for name, kind in columns.items() if kind == NAMES}
+    return datasets.Dataset.from_dict(values, features=datasets.Features({"image": datasets.Image(), **features}))
+
+
+def as_pictures(examples):
+    return examples | {"image": [as_floats(np.array(image)).permute(2, 0, 1) for image in examples["image"]]}
+
+
+COLUMNS = {
+    "numbers beside classes of something else": ({"label": "labels", "source": ["web", "camera"]}, "label", []),
+    "the only classes, by a name of their own": ({"kind": NAMES}, "kind", NAMES),
+    "beside text by a usual name": ({"label": "text", "species": NAMES}, "species", NAMES),
+}
+
+
+@pytest.mark.datasets
+@pytest.mark.parametrize("name", COLUMNS)
+def test_only_the_label_s_own_column_gives_names_and_spread(tmp_path, name):
+    columns, label, names = COLUMNS[name]
+    items = of_columns(**columns).with_transform(as_pictures)
+    history = validate(tmp_path, items, lambda batch: (batch["image"], batch[label]))
+    check_shown(history, SPREAD)
+    assert history.class_names == names
+
+
+def test_names_of_another_number_of_classes_are_dropped(tmp_path, caplog):
+    items = Items(lambda image, label: (as_floats(image), label), classes=[*NAMES, "one more"])
+    with caplog.at_level(logging.INFO, "gfi_lightning"):
+        assert validate(tmp_path, items).class_names == []
+    (line,) = [one for one in caplog.messages if "names of" in one]
+    assert "names of 6 classes, and the model has 5: classes are shown by their indices" in line
+
+
+class Properties(Items):
+    """Computes by reading everything, or not at all."""
+
+    @property
+    def targets(self):
+        return [self[index][1] for index in range(len(self))]
+
+    @property
+    def labels(self):
+        raise RuntimeError("not loaded yet")
+
+    @property
+    def classes(self):
+        raise NotImplementedError
+
+
+class Refuses(Items):
+    def __getattr__(self, name):
+        if name.startswith("__"):  # the loader asks for these
+            raise AttributeError(name)
+        raise RuntimeError(f"no {name}")
+
+
+@pytest.mark.parametrize("kind", [Properties, Refuses])
+def test_attributes_that_cannot_be_had_are_none(tmp_path, kind):
+    read = []
+
+    def make(image, label):
+        read.append(label)
+        return as_floats(image), label
+
+    items = kind(make)
+    assert cheap_labels(items) is None
+    assert names_of_classes(items, None) is None
+    assert read == [], "a property read every item"
+    check_shown(validate(tmp_path, items))
 
 
 class OnTheDevice(Classifier):
@@ -358,8 +452,83 @@ def test_where_a_normalisation_is_found(name):
         assert (expected is None) == (found is None)
         if expected is not None:
             np.testing.assert_allclose(found[:2], expected, rtol=1e-5)
-    if name in ("nested", "preset of weights"):
-        assert find_normalization(Items(None, transform=transform)) is not None
+
+
+TO_FLOAT = v2.ToDtype(torch.float32, scale=True)
+OTHER = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+TRUE_COLOURS = {
+    "two steps": v2.Compose([TO_FLOAT, v2.Normalize([0.5], [0.5]), v2.Normalize([0.1, 0.0, 0.2], [0.3, 0.4, 0.3])]),
+    "deviations over 1": v2.Compose([TO_FLOAT, v2.Normalize([0.5], [2.0])]),
+    "floats in 0…255": v2.Compose([v2.ToDtype(torch.float32), v2.Normalize([0.0], [1.0])]),
+    "means of bytes": v2.Compose([v2.ToDtype(torch.float32), v2.Normalize([120.0], [60.0])]),
+    "a little beyond": v2.Compose([TO_FLOAT, v2.Lambda(lambda x: x * 1.06 - 0.03), v2.Normalize(MEAN, STD)]),
+    "few far beyond": v2.Compose([TO_FLOAT, lambda x: with_one_pixel(x, 1.3), v2.Normalize(MEAN, STD)]),
+}
+
+
+def with_one_pixel(image, value):
+    image[0, 0, 0] = value
+    return image
+
+
+def shown(folder, caplog, *args, **options):
+    """A run's pictures, and whether they are said to be shown by their own range."""
+    with caplog.at_level(logging.INFO, "gfi_lightning"):
+        history = validate(folder, *args, **options)
+    return history.images.astype(int), any("shown by its own range" in one for one in caplog.messages)
+
+
+@pytest.mark.parametrize("name", TRUE_COLOURS)
+def test_a_normalisation_is_undone_whatever_its_numbers(tmp_path, caplog, name):
+    items = Items(lambda image, label: (items.transform(image), label), transform=TRUE_COLOURS[name])
+    images, by_own_range = shown(tmp_path, caplog, items)
+    assert not by_own_range
+    expected = PIXELS[:2].permute(0, 2, 3, 1).int().numpy()
+    wrong = np.abs(images - expected) > (9 if name == "a little beyond" else 1)
+    assert wrong.sum() <= (2 if name == "few far beyond" else 0)
+
+
+class TrainsOtherwise(Data):
+    """A data module whose training is normalised, and whose validation is scaled to [−1, 1] by hand."""
+
+    def __init__(self):
+        super().__init__(Items(lambda image, label: (as_floats(image) * 2 - 1, label)))
+        self.train_transform = v2.Compose([TO_FLOAT, v2.Normalize([0.5] * 3, [0.4] * 3)])
+
+
+NOT_MEANT = {
+    "of the training": TrainsOtherwise,
+    "of other numbers": lambda: Data(
+        Items(lambda image, label: (as_floats(image) * 2 - 1, label), transform=v2.Normalize([0.5], [0.26]))
+    ),
+    "of another range": lambda: Data(
+        Items(lambda image, label: ((image * 8.0 - 1000) / 300, label), transform=v2.Normalize([1000.0], [300.0]))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MEANT)
+def test_a_normalisation_that_does_not_explain_the_images_is_not_undone(tmp_path, caplog, name):
+    images, by_own_range = shown(tmp_path, caplog, None, data=NOT_MEANT[name]())
+    assert by_own_range
+    assert images.min((1, 2, 3)).tolist() == [0, 0]
+    assert images.max((1, 2, 3)).tolist() == [255, 255]
+
+
+def test_a_data_set_s_own_normalisation_comes_before_those_of_what_it_wraps(tmp_path):
+    inner = Items(None, transform=v2.Normalize([0.45], [0.35]))
+    to_input = v2.Compose([v2.Identity(), v2.Compose([TO_FLOAT, v2.Normalize(MEAN, STD)])])
+    outer = Items(lambda image, label: (outer.to_input(image), label), dataset=inner, to_input=to_input)
+    check_shown(validate(tmp_path, outer))
+    assert [one.mean for one in normalizations(DataLoader(outer), [])][-1] == pytest.approx([0.45])
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("pretrained_tfms", True), ("train_tfms", False), ("tfmsTrain", False), ("TRAIN_TFMS", False), ("tfms", True)],
+)
+def test_by_their_names_those_of_the_training_do_not_count(name, counts):
+    assert bool(list(normalizations(DataLoader(Items(None, **{name: OTHER})), []))) == counts
 
 
 def test_in_a_data_set_of_ones_own_and_in_a_collate_function(tmp_path):
@@ -502,6 +671,44 @@ def test_channels_last(tmp_path, kind, collate):
     expected = gfi.explain(as_floats(PIXELS[:2]), torch.tensor(LABELS[:2]))
     coarse = F.adaptive_avg_pool2d(expected.heatmaps, (8, 8))
     np.testing.assert_allclose([history.heatmaps(n)[-1, 0] for n in range(2)], coarse, atol=2e-3)
+
+
+class Striped(Classifier):
+    """For images of as many channels as there are."""
+
+    def __init__(self, channels, last):
+        super().__init__()
+        fine = self.network.fine
+        old = next(part for part in fine.modules() if isinstance(part, torch.nn.Conv2d))
+        new = torch.nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        self.network.fine = (
+            new if fine is old else torch.nn.Sequential(*(new if part is old else part for part in fine))
+        )
+        self.last = last
+
+    def forward(self, images):
+        return super().forward(images.permute(0, 3, 1, 2) if self.last else images)
+
+
+@pytest.mark.parametrize(("channels", "last", "shape"), [(6, True, (16, 12, 6)), (8, False, (8, 16, 3))])
+def test_the_model_tells_which_axis_is_the_channels(tmp_path, channels, last, shape):
+    items = Items(lambda image, label: (torch.rand(shape), label))
+    history = validate(tmp_path, items, module=Striped(channels, last))
+    assert history.images.shape[1:3] == ((16, 12) if last else (16, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken", "expected"),
+    [
+        ((16, 16, 3), (3, 16), True),
+        ((10, 16, 16), (10, 16), False),
+        ((3, 16, 16), (16,), False),
+        ((16, 16, 3), (48,), True),
+    ],
+)
+def test_the_shape_tells_where_the_model_does_not(shape, taken, expected):
+    module = torch.nn.ModuleList([torch.nn.Conv2d(channels, 2, 1) for channels in taken])
+    assert are_channels_last(torch.rand(2, *shape), module) == expected
 
 
 # several loaders

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import namedtuple
 
 import lightning as L
 import numpy as np
@@ -101,11 +102,15 @@ class Output:
     logits: torch.Tensor
 
 
+Answer = namedtuple("Answer", ["embedding", "logits"])
 OUTPUTS = {
     "dict with a loss": lambda features, logits: {"loss": logits.mean(), "features": features, "logits": logits},
     "dict with another name": lambda features, logits: {"embedding": features, "output": logits},
     "dict of one": lambda features, logits: {"classes": logits},
-    "tuple": lambda features, logits: (logits, features),
+    "tuple": lambda features, logits: (logits, features.repeat(1, 4)),
+    "tuple with a loss": lambda features, logits: (logits.mean(), logits),
+    "tuple of the same": lambda features, logits: (logits, logits * 2),
+    "named tuple": lambda features, logits: Answer(features.repeat(1, 4), logits),
     "dataclass": lambda features, logits: Output(features, logits),
 }
 
@@ -259,6 +264,19 @@ class TwoNetworks(Plain):
         return self.head(self.backbone(images))
 
 
+class BareHead(Plain):
+    """Whose head is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        whole = network()
+        self.backbone = nn.Sequential(whole.fine, whole.pool, whole.coarse, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.prototypes = nn.Parameter(torch.rand(CLASSES, self.backbone(torch.rand(1, 3, 16, 16)).shape[1]))
+
+    def logits(self, images):
+        return F.linear(self.backbone(images), self.prototypes)
+
+
 class NoNetwork(Plain):
     def __init__(self):
         super().__init__()
@@ -292,6 +310,14 @@ class TwoAnswers(Returns):
         return self(images)["classes"]
 
 
+class FeaturesFirst(Returns):
+    def __init__(self):
+        super().__init__(lambda features, logits: (features.repeat(1, 4), logits))
+
+    def logits(self, images):
+        return self(images)[1]
+
+
 @pytest.mark.parametrize(
     ("module", "items", "message"),
     [
@@ -301,6 +327,16 @@ class TwoAnswers(Returns):
             r"TwoNetworks has no forward\(\), and which of self\.backbone, self\.head gives the logits, or in what "
             r"order, it does not say: write forward\(self, images\), or give forward=lambda module, images: "
             r"module\.backbone\(images\) or forward=",
+        ),
+        (
+            BareHead,
+            Pictures,
+            r"BareHead has no forward\(\), and what self\.prototypes does to the output of self\.backbone it does not",
+        ),
+        (
+            FeaturesFirst,
+            Pictures,
+            r"which of the parts 0, 1 are the logits of the classes\? .* lambda module, images: module\(images\)\[1\]",
         ),
         (NoNetwork, Pictures, r"NoNetwork has no forward\(\), and no network in an attribute: give forward="),
         (NeedsLabels, AsDicts, r"failed with TypeError: .*missing 1 required positional argument: 'label'.* Give forw"),

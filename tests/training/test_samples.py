@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from gfi_lightning import History
+from gfi_lightning import History, UsageError
 from gfi_lightning.training.batches import class_indices, images_and_labels
 from gfi_lightning.training.dataset_info import cheap_labels, choose_indices
-from gfi_lightning.training.normalization import find_normalization
+from gfi_lightning.training.normalization import normalizations
 from gfi_lightning.training.samples import read_samples
 from tests.training.modules import (
     CLASSES,
@@ -172,6 +173,76 @@ def test_the_first_items_of_an_iterable_data_set(own_iterator):
     assert next(iter(DataLoader(stream, batch_size=2)))[1].tolist() == [0, 1], "we took items from the run"
 
 
+class Source:
+    """What a stream reads from, in one of the ways to keep it; all of them hand out each item once."""
+
+    def __init__(self, kind):
+        items = iter([(torch.full((3, 16, 16), float(number)), number % CLASSES) for number in range(20)])
+        self.kept = {"deep": {"reader": [items]}, "variable": None}[kind]
+        self.items = (lambda: self.kept["reader"][0]) if kind == "deep" else (lambda: items)
+
+
+class Reads(IterableDataset):
+    def __init__(self, source):
+        self.source = source
+
+    def __iter__(self):
+        yield from self.source.items()
+
+
+SHARED = iter([(torch.zeros(3, 16, 16), 0)] * 20)
+
+
+class ReadsAGlobal(IterableDataset):
+    def __iter__(self):
+        yield from SHARED
+
+
+class KeepsIt(Reads):
+    def __iter__(self):
+        yield from self.source.kept["reader"][0]
+
+
+class Reopens(IterableDataset):
+    """Reads a file from its beginning each time; what it holds besides is too much to be copied."""
+
+    def __init__(self, path):
+        self.path, self.cache = path, Uncopyable()
+
+    def __iter__(self):
+        with self.path.open() as self.file:
+            for line in self.file:
+                yield torch.full((3, 16, 16), float(line)), int(line) % CLASSES
+
+
+class Uncopyable:
+    def __deepcopy__(self, memo):
+        raise AssertionError("copied")
+
+
+def test_a_stream_that_keeps_its_place_deep_inside_loses_nothing():
+    stream = KeepsIt(Source("deep"))
+    assert read_samples(DataLoader(stream, batch_size=2), 5).batch[1].tolist() == [0, 1, 2, 3, 4]
+    assert len(list(stream)) == 20, "we took items from the run"
+
+
+@pytest.mark.parametrize("make", [lambda: Reads(Source("variable")), lambda: ReadsAGlobal()])
+def test_a_stream_whose_place_cannot_be_copied_is_left_alone(make):
+    stream = make()
+    with pytest.raises(UsageError, match=r"can be read only once \(its list_iterator cannot be copied\)"):
+        read_samples(DataLoader(stream, batch_size=2), 5)
+    assert len(list(stream)) == 20, "we took items from the run"
+
+
+def test_a_stream_that_reads_its_file_anew_is_not_copied(tmp_path):
+    path = tmp_path / "items.txt"
+    path.write_text("0\n1\n2\n3\n")
+    stream = Reopens(path)
+    for _ in range(2):  # the second time it holds a closed file
+        assert read_samples(DataLoader(stream, batch_size=2), 3).batch[1].tolist() == [0, 1, 2]
+        assert len(list(stream)) == 4
+
+
 def test_ready_batches_are_cut_to_the_first_rows():
     loader = DataLoader([BATCHES["list"](), BATCHES["list"]()], batch_size=None)
     samples = read_samples(loader, 4)
@@ -197,9 +268,10 @@ def test_normalisation_is_found(attributes):
     vars(dataset).update(attributes)
     wrapped = WithTransform()
     wrapped.dataset = dataset
-    for found in (find_normalization(dataset), find_normalization(wrapped)):
+    for one in (dataset, wrapped):
+        found = next(normalizations(SimpleNamespace(dataset=one), []))
         np.testing.assert_allclose(found[:2], [[0.4, 0.5, 0.6], [0.1, 0.2, 0.3]], rtol=1e-6)
-    assert find_normalization(WithTransform()) is None
+    assert list(normalizations(SimpleNamespace(dataset=WithTransform()), [])) == []
 
 
 def shown_labels(trainer):
