@@ -128,7 +128,8 @@ def run_tests(python: Path, copied: Path, log: Path, workers: int) -> bool:
         code = subprocess.run(command, cwd=copied, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
     lines = log.read_text(encoding="utf-8").splitlines()
     print("\n".join(line for line in lines if line.startswith(SIGNS)))
-    print(f"{log.stem}: {lines[-1].strip('= ')}", flush=True)
+    counts = [line.strip("= ") for line in lines if re.search(r"^=.*\d (passed|failed|error).* in ", line)]
+    print(f"{log.stem}: {counts[-1] if counts else 'no test was run'}", flush=True)
     return code == 0
 
 
