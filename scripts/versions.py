@@ -4,7 +4,7 @@
 
 For each set the wheel is first installed by itself, as a user would, and used in an empty folder. Then come the tools
 for development, in whatever version fits, and the tests of this checkout, which see the wheel and not the checkout's
-package. An environment takes about 7 GB, and is removed when it has served. All that the tests say is in
+package. An environment takes about 6 GB, and is removed when it has served. All that the tests say is in
 FOLDER/<set>.log.
 """
 
