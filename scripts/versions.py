@@ -4,7 +4,7 @@
 
 For each set the wheel is first installed by itself, as a user would, and used in an empty folder. Then come the tools
 for development, in whatever version fits, and the tests of this checkout, which see the wheel and not the checkout's
-package. An environment takes about 7 GB, and is removed when it has served. All that the tests say is in
+package. An environment takes about 6 GB, and is removed when it has served. All that the tests say is in
 FOLDER/<set>.log.
 """
 
@@ -128,7 +128,8 @@ def run_tests(python: Path, copied: Path, log: Path, workers: int) -> bool:
         code = subprocess.run(command, cwd=copied, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
     lines = log.read_text(encoding="utf-8").splitlines()
     print("\n".join(line for line in lines if line.startswith(SIGNS)))
-    print(f"{log.stem}: {lines[-1].strip('= ')}", flush=True)
+    counts = [line.strip("= ") for line in lines if re.search(r"^=.*\d (passed|failed|error).* in ", line)]
+    print(f"{log.stem}: {counts[-1] if counts else 'no test was run'}", flush=True)
     return code == 0
 
 

@@ -4,10 +4,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gfi_lightning.logs import logger
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 if str(BENCHMARKS) not in sys.path:
     sys.path.insert(0, str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module", autouse=True)  # and so before any other fixture of a module
+def log_level_restored():
+    """The scripts are quiet, and would leave that to all tests that come after them."""
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def write_photograph(folder, name, size, objects, colour=(120, 120, 120), suffix="jpg"):
