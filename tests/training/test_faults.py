@@ -93,9 +93,9 @@ def in_transfer(fault, monkeypatch):
 def in_drawing(fault, monkeypatch):
     compose = pictures.compose
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         fault.strike()
-        return compose(*args)
+        return compose(*args, **kwargs)
 
     monkeypatch.setattr(pictures, "compose", fail)
     return {}
