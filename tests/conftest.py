@@ -1,6 +1,7 @@
 """Tests that need something special say so by a marker, and skip with the reason where it is missing."""
 
 import shutil
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,16 +26,16 @@ LIBRARIES = {
     "transformers": ("transformers", "architectures"),
     "wandb": ("wandb", "wandb"),
     "mlflow": ("mlflow", "mlflow"),
-    "comet": ("comet_ml", "comet"),
     "datasets": ("datasets", "dev"),
     "albumentations": ("albumentations", "dev"),
     "quantus": ("quantus", "dev"),
     "captum": ("captum", "benchmarks"),
     "grad_cam": ("pytorch_grad_cam", "benchmarks"),
-    "mkdocs": ("mkdocstrings", "docs"),
     "notebook": ("nbclient", "dev"),
     "jsonargparse": ("jsonargparse", "cli"),
 }
+
+LIGHTNING = Version(version("lightning"))
 
 REQUIREMENTS = {
     "shared_data": (SHARED_DATA.is_dir(), "the measuring data is not there (../shared/data)"),
@@ -49,6 +50,18 @@ REQUIREMENTS = {
     "weight_averaging": (
         hasattr(callbacks, "EMAWeightAveraging"),
         "this version of Lightning has no EMAWeightAveraging",
+    ),
+    "mkdocs": (
+        find_spec("mkdocstrings") and sys.version_info >= (3, 11),
+        "the site is built with mkdocstrings (an extra: gfi-lightning[docs]) and Python 3.11 or newer",
+    ),
+    "comet": (
+        find_spec("comet_ml") and Version("2.6") <= LIGHTNING,
+        "needs comet_ml (an extra: gfi-lightning[comet]) and Lightning 2.6, whose CometLogger starts offline",
+    ),
+    "rich_bar": (
+        Version("2.6") <= LIGHTNING or Version(version("rich")) < Version("14"),
+        "this version of Lightning cannot use this version of rich",
     ),
     "fsdp_on_cpu": (hasattr(torch.cpu.Stream, "record_event"), "this version of torch has no FSDP on a CPU"),
     "gpu": (torch.cuda.is_available(), "there is no NVIDIA GPU"),

@@ -21,7 +21,7 @@ from gfi_lightning.testing import assert_harmless
 from gfi_lightning.training.foreign import Foreign, as_heatmaps
 from tests.browser import chromium
 from tests.recording.report_page import Page
-from tests.training.modules import Pictures, ToyModule, image_steps, loaders, make_trainer, read_events
+from tests.training.modules import WEIGHTS_ONLY, Pictures, ToyModule, image_steps, loaders, make_trainer, read_events
 from tests.training.peculiar import Data
 from tests.training.test_distributed import Sharded, fit
 
@@ -509,7 +509,7 @@ def test_a_resume_goes_on_also_with_the_other_method(tmp_path):
     for epochs, callback in ((1, GFICallback(num_samples=3)), (2, filmed(gradient_by_hand)), (3, filmed(grad_cam))):
         trainer = make_trainer(tmp_path, callback, max_epochs=epochs)
         path = checkpoint if checkpoint.exists() else None
-        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, weights_only=True)
+        trainer.fit(ToyModule(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
         trainer.save_checkpoint(checkpoint)
         history = History.load(trainer.log_dir)
         assert history.steps == [0, 3, 7, 11][: epochs + 1]
@@ -561,6 +561,7 @@ def refused_where_the_model_is_spread(folder):
     return trainer.global_step, [str(one.message) for one in caught if "GFICallback" in str(one.message)]
 
 
+@pytest.mark.fsdp_on_cpu
 def test_a_model_that_is_spread_over_the_ranks_is_left_alone(tmp_path, two_ranks):
     (steps, said), (other_steps, other_said) = two_ranks(refused_where_the_model_is_spread, tmp_path)
     assert steps == other_steps > 0

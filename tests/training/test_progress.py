@@ -67,6 +67,7 @@ def test_tqdm(tmp_path, capsys):
     assert not tqdm_progress.Tqdm._instances  # and nothing of ours is left
 
 
+@pytest.mark.rich_bar
 @pytest.mark.parametrize("live", [True, False], ids=["a line of Lightning's display", "a display of its own"])
 def test_rich(tmp_path, monkeypatch, live):
     added = []
@@ -139,7 +140,7 @@ def test_a_bar_that_fails_is_one_warning_and_nothing_more(tmp_path, monkeypatch)
     assert "gfi/preserved" in trainer.callback_metrics
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.parametrize("bar", [TQDMProgressBar, pytest.param(RichProgressBar, marks=pytest.mark.rich_bar)])
 def test_training_ends_with_the_same_weights(tmp_path, monkeypatch, bar):
     monkeypatch.setattr(progress, "_PATIENCE", 0.0)
     monkeypatch.setattr(progress, "_INTERVAL", 0.0)
