@@ -151,7 +151,8 @@ def check_on_error(on_error: Any) -> None:
         raise UsageError(f"on_error={on_error!r} is unknown: use 'warn' or 'raise'.")
 
 
-def check_switch(name: str, value: Any) -> None:
+def check_switches(**switches: Any) -> None:
     """Raise UsageError for what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{name}={value!r} must be True or False.")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}={value!r} must be True or False.")

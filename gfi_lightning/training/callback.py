@@ -229,13 +229,7 @@ class GFICallback(L.Callback):
         arguments.check_curves("prog_bar", prog_bar)
         arguments.check_name(name)
         arguments.check_on_error(on_error)
-        for switch, value in {
-            "per_class": per_class,
-            "per_sample": per_sample,
-            "keep_weights": keep_weights,
-            "verbose": verbose,
-        }.items():
-            arguments.check_switch(switch, value)
+        arguments.check_switches(per_class=per_class, per_sample=per_sample, keep_weights=keep_weights, verbose=verbose)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         find_recipe(recipe)

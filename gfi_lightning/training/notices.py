@@ -60,8 +60,8 @@ def first_line(
 
 
 def resumed_line(name: str, schedule: Schedule) -> str:
-    """That a training which is resumed is explained as before."""
-    return f"{name} goes on with the samples of the checkpoint, {schedule}."
+    """That a training which is resumed is explained further."""
+    return f"{name} goes on where the checkpoint left off, {schedule}."
 
 
 def last_line(

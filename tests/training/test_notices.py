@@ -161,7 +161,7 @@ def test_a_resumed_fit_says_so_once_it_has_explained(tmp_path, said):
     before = len(said())
     make_trainer(tmp_path, quick_callback()).fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "a.ckpt")
     resumed, first, last = said()[before:]
-    assert resumed == "GFICallback goes on with the samples of the checkpoint, after every epoch."
+    assert resumed == "GFICallback goes on where the checkpoint left off, after every epoch."
     assert "Base layer: network.coarse, feature maps of 6 × 8 × 8. A run takes about" in first
     assert "to come" not in first
     assert "explained 1 of 1" in last

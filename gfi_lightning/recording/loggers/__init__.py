@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from gfi_lightning.recording.encoding import EncodedPicture, Pictures
 
@@ -26,11 +26,14 @@ __all__ = [
 ]
 
 
+Send = Callable[[Pictures, int], None]  # pictures, and the step of the x axis
+
+
 class Outlet(NamedTuple):
     """A place where pictures are shown: what it is called in messages, and how to send them there, with their step."""
 
     name: str
-    send: Callable[[Pictures, int], None]
+    send: Send
 
 
 # The modules beside this one that know a logger, by its class. By name, because `pytorch_lightning` and
@@ -80,16 +83,22 @@ def picture_outlets(loggers: Sequence[Any], prefix: str, folder: Path | None, ru
     outlets: list[Outlet] = []
     log_dirs: list[Path] = []
     for logger in loggers:
-        name = type(logger).__name__
-        if hasattr(type(logger), "log_pictures"):
-            outlets.append(Outlet(name, logger.log_pictures))
-        elif (known := _known(logger)) is not None:
-            outlets.append(Outlet(name, partial(import_module(f"{__name__}.{_IDIOMS[known]}").log_pictures, logger)))
+        if (send := _sender(logger)) is not None:
+            outlets.append(Outlet(type(logger).__name__, send))
         elif _FILES_BESIDE in _class_names(logger):
             log_dirs += [log_dir] if (log_dir := _log_dir(logger) or folder) is not None else []
     if not outlets and not log_dirs and folder is not None:
         log_dirs = [folder]
     return outlets + [_files(log_dir, prefix, run_id) for log_dir in dict.fromkeys(log_dirs)]
+
+
+def _sender(logger: Any) -> Send | None:
+    """How it is sent pictures: by its own method, or by its idiom; None where it is shown none."""
+    if hasattr(type(logger), "log_pictures"):
+        return cast(PictureLogger, logger).log_pictures
+    if (known := _known(logger)) is None:
+        return None
+    return partial(import_module(f"{__name__}.{_IDIOMS[known]}").log_pictures, logger)
 
 
 def _log_dir(logger: Any) -> Path | None:
@@ -106,14 +115,8 @@ def _files(log_dir: Path, prefix: str, run_id: str) -> Outlet:
 
 def unknown_loggers(loggers: Sequence[Any]) -> list[str]:
     """The classes of those that are shown no pictures, because it is not known how."""
-    strangers = [
-        one
-        for one in loggers
-        if not (
-            is_dummy(one) or hasattr(type(one), "log_pictures") or _known(one) or _FILES_BESIDE in _class_names(one)
-        )
-    ]
-    return [type(one).__name__ for one in strangers]
+    others = [one for one in loggers if not is_dummy(one) and _FILES_BESIDE not in _class_names(one)]
+    return [type(one).__name__ for one in others if _sender(one) is None]
 
 
 def is_tensorboard(logger: Any) -> bool:
