@@ -212,6 +212,12 @@ def test_a_logger_with_the_method_is_sent_pictures(tmp_path, said):
     assert not [line for line in said() if "curves only" in line]
 
 
+def test_the_animation_is_sent_once_at_the_end(tmp_path):
+    """As many runs as a power of two, after the last of which it has just been drawn."""
+    trainer, _ = fit(tmp_path, Mine(tmp_path), max_epochs=1)
+    assert [step for name, step in trainer.logger.metrics if name == "gfi/animation.gif"] == [0, 3]
+
+
 class Broken(Mine):
     def log_pictures(self, pictures, step):
         raise ConnectionError("the server is gone")

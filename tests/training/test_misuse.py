@@ -377,6 +377,7 @@ MISTAKES = {
     "unknown background": at_once(
         "background='grey' is unknown: use one of blur, mean, noise, or a callable", background="grey"
     ),
+    "neither on nor off": at_once("verbose='no' must be True or False", verbose="no"),
     "unknown on_error": at_once("on_error='ignore' is unknown: use 'warn' or 'raise'", on_error="ignore"),
     "mean without std": at_once(
         r"mean=\[0\.5\] and std=None must be given together, one number per channel each", mean=[0.5]
