@@ -24,23 +24,33 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: seed all of them inside, so that what happens in there is the same each time.
     """
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    put_back = rng_memento()
     try:
         if seed is not None:
             random.seed(seed)
             np.random.seed(seed)
             # Not torch.manual_seed, which reaches devices whose states we do not put back.
             torch.default_generator.manual_seed(seed)
-            if cuda_states is not None:
+            if torch.cuda.is_initialized():
                 torch.cuda.manual_seed_all(seed)
         yield
     finally:
+        put_back()
+
+
+def rng_memento() -> Restore:
+    """How to put back the random states of torch (CPU and CUDA), numpy and python as they are now."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def put_back() -> None:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
+
+    return put_back
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def test_by_itself_the_explainer_calls_all_hooks():
     model, images, calls = ToyCNN(), random_images(2, dtype=torch.float32), []
     model.fine.register_forward_hook(lambda *_: calls.append(1))
     GuidedFeatureInversion(model, "coarse").explain(images)
-    assert len(calls) == 1 + DEFAULT.inversion_steps + DEFAULT.evidence_passes + DEFAULT.target_steps
+    assert len(calls) == 1 + DEFAULT.inversion_steps + 1 + DEFAULT.target_steps  # the evidence takes one
 
 
 def test_modules_hidden_in_containers_are_run_in_eval_mode_too():

@@ -206,12 +206,13 @@ class Network:
         return cast(Tensor, _WithPassFromOutput.apply(stop.output, output))
 
     def _module(self, layer: Layer, images: Tensor, argument: str = "layer") -> nn.Module:
-        module = dict(self.model.named_modules()).get(layer.name)
+        try:
+            module = self.model.get_submodule(layer.name)
+        except AttributeError:
+            raise self._unusable(layer, "does not exist", images, argument) from None
         if isinstance(module, torch.jit.ScriptModule):
             raise self._unusable(layer, "is a ScriptModule, which torch.jit keeps to itself", images, argument)
-        if module is None:
-            raise self._unusable(layer, "does not exist", images, argument)
-        return cast(nn.Module, module)
+        return module
 
     def _settle(self, search: FeatureMapSearch, chosen: list[Found], images: Tensor) -> None:
         """What was chosen becomes the base layers, from now on."""

@@ -35,8 +35,8 @@ def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
 
 def minmax(maps: Tensor) -> Tensor:
     """Each map of (N, K, h, w) scaled to [0, 1]; a constant one is all zero."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return _divide_or_zero(maps - low, high - low, evident=has_range(maps))
+    low, high = _limits(maps)
+    return _divide_or_zero(maps - low, high - low, evident=_differ(low, high))
 
 
 def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
@@ -53,15 +53,22 @@ def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
         Shape (N, 1, H, W); all zero for an image whose weighted sum is constant or nowhere positive.
     """
     upsampled = F.interpolate(weighted_sum, size=size, mode="bilinear", align_corners=True)
-    low, high = upsampled.amin((2, 3), keepdim=True), upsampled.amax((2, 3), keepdim=True)
+    low, high = _limits(upsampled)
     return _divide_or_zero(upsampled - low, high, evident=has_range(weighted_sum) & (high > 0))
 
 
 def has_range(maps: Tensor) -> Tensor:
     """Whether each map of (N, K, h, w) differs over its positions by more than rounding does: (N, K, 1, 1), bool."""
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    rounding = 64 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
-    return high - low > rounding
+    return _differ(*_limits(maps))
+
+
+def _limits(maps: Tensor) -> tuple[Tensor, Tensor]:
+    return maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+
+
+def _differ(low: Tensor, high: Tensor) -> Tensor:
+    with torch.no_grad():
+        return high - low > 64 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
 
 
 def _divide_or_zero(numerator: Tensor, denominator: Tensor, evident: Tensor) -> Tensor:

@@ -253,8 +253,8 @@ class Inversion:
 
     @property
     def images(self) -> Tensor:
-        """The images, (N, C, H, W), as the model saw them; of a single chunk they are no copy."""
-        return self.chunks[0].images if len(self.chunks) == 1 else torch.cat([chunk.images for chunk in self.chunks])
+        """The images, (N, C, H, W), as the model saw them; of a single chunk they may be no copy."""
+        return torch.cat([chunk.images for chunk in self.chunks]).contiguous()
 
     def logits(self) -> Tensor:
         """The model's logits for the untouched images, shape (N, classes).

@@ -237,9 +237,9 @@ class Question:
     def __getitem__(self, some: Tensor) -> "Question":
         return Question(self.rows[some], self.targets[some], None if self.against is None else self.against[some])
 
-    def twice(self) -> "Question":
-        """The same about kept and removed images, one behind the other."""
-        return self[torch.arange(len(self.rows), device=self.rows.device).repeat(2)]
+    def repeated(self, times: int) -> "Question":
+        """The same about several versions of the images, one behind the other."""
+        return self[torch.arange(len(self.rows), device=self.rows.device).repeat(times)]
 
 
 def scores_of_rows(output: Any, count: int, question: Question, score: str | ScoreFunction) -> Tensor:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
 
 
 def refine(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question
+    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
 ) -> dict[str, Tensor]:
     """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
 
@@ -60,30 +62,34 @@ def refine(
         score: of a target.
         chunk: the images after stage 1, one for each target.
         question: the targets, about the rows of the output that the chunk came from.
+        most: images that may go through the network at once, at least two for each target.
 
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    objective = log_odds if recipe.log_odds else target_scores
+    scored = log_odds if recipe.log_odds else target_scores
+
+    def objective(copies: int, output: Any) -> Tensor:
+        asked = question.repeated(copies)
+        return scored(output, asked.targets, score, asked.against)
+
     if recipe.evidence_passes > 0:
-        chunk = _with_evidence(
-            network, recipe, chunk, lambda output: objective(output, question.targets, score, question.against)
-        )
+        chunk = _with_evidence(network, recipe, chunk, objective, most)
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
-    both = question.twice()
     output: Any = None
 
     def loss(mask: Tensor) -> Tensor:
         nonlocal output
         output = network.output(torch.cat(blend(chunk, mask)))
-        kept, removed = objective(output, both.targets, score, both.against).chunk(2)
+        kept, removed = objective(2, output).chunk(2)
         return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
 
     weights, _ = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps)
     if recipe.target_steps == 0:
         with torch.no_grad():
             loss(mask_of(chunk, recipe, weights))
+    both = question.repeated(2)
     preserved, removed = target_scores(output, both.targets, score, both.against).detach().chunk(2)
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
     found = cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
@@ -139,9 +145,11 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
     return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
 
 
-def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Callable[[Any], Tensor]) -> Chunk:
+def _with_evidence(
+    network: Network, recipe: Recipe, chunk: Chunk, objective: Callable[[int, Any], Tensor], most: int
+) -> Chunk:
     """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
-    gradients = _mean_gradients(network, recipe, chunk.images, objective)
+    gradients = _mean_gradients(network, recipe, chunk.images, objective, most)
     triples = zip(chunk.maps, chunk.ranges, gradients, strict=True)
     evidence = [_evidence(maps, ranges * gradient) for maps, ranges, gradient in triples]
     # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
@@ -157,14 +165,32 @@ def _with_evidence(network: Network, recipe: Recipe, chunk: Chunk, objective: Ca
 
 
 def _mean_gradients(
-    network: Network, recipe: Recipe, images: Tensor, objective: Callable[[Any], Tensor]
+    network: Network, recipe: Recipe, images: Tensor, objective: Callable[[int, Any], Tensor], most: int
 ) -> tuple[Tensor, ...]:
-    """The gradients of several passes, averaged: what holds for one image only by chance cancels out."""
+    """The gradients for several noisy copies, averaged: what holds for one image only by chance cancels out.
+
+    Few images do not fill a processor: so many copies go through the network at once as may. The objective is told
+    how many.
+    """
+    noisy = with_noise(images, recipe.evidence_passes, recipe.evidence_noise)
     total: tuple[Tensor, ...] = ()
-    for noisy in with_noise(images, recipe.evidence_passes, recipe.evidence_noise):
-        gradients = network.gradients(noisy, objective)
-        total = tuple(map(torch.add, total, gradients)) if total else gradients
+    for copies in copies_at_once(recipe, len(images), most):
+        gradients = network.gradients(torch.cat(list(islice(noisy, copies))), partial(objective, copies))
+        summed = tuple(one.unflatten(0, (copies, -1)).sum(0) for one in gradients)
+        total = tuple(map(torch.add, total, summed)) if total else summed
     return tuple(one / recipe.evidence_passes for one in total)
+
+
+def copies_at_once(recipe: Recipe, images: int, most: int) -> list[int]:
+    """How many noisy copies of some images each of stage 2's passes for the evidence takes.
+
+    Args:
+        recipe: with its ``evidence_passes`` copies.
+        images: their number.
+        most: images that may go through the network at once.
+    """
+    copies = max(most // images, 1)
+    return [min(copies, recipe.evidence_passes - start) for start in range(0, recipe.evidence_passes, copies)]
 
 
 def _evidence(maps: Tensor, gradient: Tensor) -> Tensor:
@@ -184,8 +210,9 @@ def _range(maps: Tensor) -> Tensor:
 
 def blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The kept image Φ (equation 2) and the removed image Φ_bg (equation 4)."""
-    kept = chunk.images * mask + chunk.background * (1 - mask)
-    removed = chunk.images * (1 - mask) + chunk.background * mask
+    dtype = torch.promote_types(chunk.images.dtype, mask.dtype)
+    images, background, mask = (one.to(dtype) for one in (chunk.images, chunk.background, mask))
+    kept, removed = torch.lerp(background, images, mask), torch.lerp(images, background, mask)
     return kept.to(chunk.images.dtype), removed.to(chunk.images.dtype)
 
 

@@ -99,7 +99,7 @@ class ForeignExplainer(GuidedFeatureInversion):
         heatmaps, self._resolution = as_heatmaps(maps, chunk.images, self._foreign.name)
         with torch.no_grad():
             output = self._network.output(torch.cat(blend(chunk, heatmaps[:, None])))
-        kept, removed = target_scores(output, question.twice().targets, self.score).detach().chunk(2)
+        kept, removed = target_scores(output, question.repeated(2).targets, self.score).detach().chunk(2)
         untouched = scores_of_rows(chunk.output, chunk.count, question, self.score)
         return cleaned(heatmaps, heatmaps.new_zeros(len(heatmaps), 0), untouched, kept, removed)
 

@@ -12,7 +12,7 @@ from tests.inversion.reference import capture
 from tests.networks import ToyCNN, random_images
 
 SHORT = replace(RECIPES["default"], inversion_steps=3, target_steps=4)
-STAGE_1, STAGE_2 = 3, SHORT.evidence_passes + 4  # passes
+STAGE_1, STAGE_2 = 3, 1 + 4  # passes; that for the evidence takes all noisy copies of so few images at once
 
 
 def count_calls(*modules):
@@ -65,6 +65,17 @@ def test_chunks_change_nothing_but_rounding(chunk_size):
     parts = GuidedFeatureInversion(model, recipe=SHORT, chunk_size=chunk_size).explain(images, targets)
     torch.testing.assert_close(parts.heatmaps, whole.heatmaps, rtol=0, atol=1e-8)
     torch.testing.assert_close(parts.foreground, whole.foreground, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("chunk_size", "expected"), [(None, [20]), (5, [10, 10]), (3, [6, 6, 6, 2])])
+def test_so_many_noisy_copies_at_once_as_images_in_a_step(chunk_size, expected):
+    model, sizes = ToyCNN(), []
+    gfi = GuidedFeatureInversion(model, "coarse", recipe=SHORT, chunk_size=chunk_size)
+    inversion = gfi.invert(random_images(5, dtype=torch.float32))
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    gfi.refine(inversion, 0)
+    steps = [6] * 4 + [4] * 4 if chunk_size == 3 else [10] * 4
+    assert sorted(sizes) == sorted(expected + steps)
 
 
 @pytest.mark.parametrize("layer", [None, "coarse", "fine"])
