@@ -86,6 +86,12 @@ class Network:
         """The inversion layer; known after the first :meth:`look`."""
         return self._inversion or self.base[-1]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP spreads the model over ranks, all of which must make each pass to its end."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, not used
+        return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in self.model.modules())
+
     def _parsed(self, layer: LayerLike, argument: str = "layer") -> Layer:
         return Layer.parse(module_name(self.model, layer, argument), dict(self.model.named_modules()))
 
@@ -195,7 +201,7 @@ class Network:
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
-        stop = StopAt(self._calls[self.inversion], ends=not _is_sharded(self.model))
+        stop = StopAt(self._calls[self.inversion], ends=not self.is_sharded)
         output = None
         with hooked({self._module(self.inversion, images): stop}), suppress(Reached):
             output = first_tensor(self._run(images))
@@ -245,12 +251,6 @@ class Network:
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
         return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP takes a model's passes through their stages, none of which must be left out."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, not used
-    return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in model.modules())
 
 
 class _WithPassFromOutput(torch.autograd.Function):

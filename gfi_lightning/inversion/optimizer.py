@@ -5,8 +5,9 @@ image to targets, which the optimisers of ``torch.optim`` do not allow for.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -96,6 +97,16 @@ class Multiplicative:
         velocity = _MOMENTUM * self.velocity + divided(gradient, gradient.abs().amax(1, keepdim=True))
         moved = weights * torch.exp(-learning_rate * velocity)
         return Multiplicative(velocity, self.steps + 1), unit_norm(moved)
+
+
+def joined(states: Sequence[T], steps: int) -> T:
+    """One state of those of several batches, one behind the other, after so many steps."""
+    tensors = {
+        part.name: torch.cat([getattr(state, part.name) for state in states])
+        for part in fields(cast(Any, states[0]))
+        if part.name != "steps"
+    }
+    return cast(T, replace(cast(Any, states[0]), **tensors, steps=steps))
 
 
 def unit_norm(weights: Tensor) -> Tensor:

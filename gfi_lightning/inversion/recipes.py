@@ -110,7 +110,7 @@ def cosine(step: int, steps: int) -> float:
 
 _SMALLEST = {"resolutions": 1, "inversion_steps": 0, "target_steps": 0, "evidence_passes": 0}
 _POSITIVE = ("initial_weight", "learning_rate", "coarsest_power")
-_NOT_NEGATIVE = ("evidence_noise", "evidence_against")
+_NOT_NEGATIVE = ("evidence_noise", "evidence_against", "tolerance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,8 @@ class Recipe:
         schedule: by what the learning rate is multiplied, from the steps taken and the steps of the stage.
         one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
             otherwise it starts afresh.
+        tolerance: a stage ends for an image as soon as a step has moved its mask, in [0, 1], by less than this on
+            average; the others go on without it. 0: all steps are taken, as they are by a model that FSDP shards.
 
     Raises:
         UsageError: an attribute is out of range.
@@ -181,6 +183,7 @@ class Recipe:
     learning_rate: float = 0.01
     schedule: Schedule = halved_every_10
     one_optimizer: bool = False
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         for name, smallest in _SMALLEST.items():

@@ -13,13 +13,13 @@ from torch import Tensor
 from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.network import Look, Network
-from gfi_lightning.inversion.optimizer import Optimizer, unit_norm
+from gfi_lightning.inversion.optimizer import joined, unit_norm
 from gfi_lightning.inversion.recipes import Recipe, has_range, minmax
 from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
 
-Weights = tuple[Tensor, ...]
-Optimizers = tuple[Optimizer, ...]
+Loss = Callable[[Chunk, Tensor, Tensor], Tensor]
+"""From images of a chunk, their numbers in it, and their masks to one number for each."""
 
 
 def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look) -> Chunk:
@@ -42,13 +42,13 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
     signs = tuple(torch.ones_like(one, dtype=torch.int8) for one in weights)
     chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
 
-    def loss(mask: Tensor) -> Tensor:
-        kept, _ = blend(chunk, mask)
-        error = recipe.error(network.features(kept), look.features)
+    def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+        kept, _ = blend(part, mask)
+        error = recipe.error(network.features(kept), look.features[numbers])
         return error + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
 
-    weights, optimizers = _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps)
-    return replace(chunk, weights=weights, optimizers=optimizers)
+    tolerance = 0.0 if network.is_sharded else recipe.tolerance
+    return _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps, tolerance)
 
 
 def refine(
@@ -67,33 +67,42 @@ def refine(
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    scored = log_odds if recipe.log_odds else target_scores
-
-    def objective(copies: int, output: Any) -> Tensor:
-        asked = question.repeated(copies)
-        return scored(output, asked.targets, score, asked.against)
-
     if recipe.evidence_passes > 0:
-        chunk = _with_evidence(network, recipe, chunk, objective, most)
+        chunk = _with_evidence(network, recipe, score, chunk, question, most)
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
-    output: Any = None
+    untouched = scores_of_rows(chunk.output, chunk.count, question, score)
+    preserved, removed = torch.empty_like(untouched), torch.empty_like(untouched)
 
-    def loss(mask: Tensor) -> Tensor:
-        nonlocal output
-        output = network.output(torch.cat(blend(chunk, mask)))
-        kept, removed = objective(2, output).chunk(2)
-        return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
+    def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+        output, asked = network.output(torch.cat(blend(part, mask))), question[numbers].repeated(2)
+        wanted = _objective(recipe, score, asked, output)
+        is_score = callable(score) or not recipe.log_odds
+        scores = wanted if is_score else target_scores(output, asked.targets, score, asked.against)
+        # Each time, because this may be the last pass of some.
+        preserved[numbers], removed[numbers] = scores.detach().to(untouched).chunk(2)
+        kept, lost = wanted.chunk(2)
+        return recipe.removed_weight * lost - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
 
-    weights, _ = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps)
+    tolerance = 0.0 if network.is_sharded else recipe.tolerance
+    chunk = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps, tolerance)
     if recipe.target_steps == 0:
         with torch.no_grad():
-            loss(mask_of(chunk, recipe, weights))
-    both = question.repeated(2)
-    preserved, removed = target_scores(output, both.targets, score, both.against).detach().chunk(2)
-    untouched = scores_of_rows(chunk.output, chunk.count, question, score)
-    found = cleaned(heatmaps_of(chunk, recipe, weights), torch.cat(weights, 1), untouched, preserved, removed)
+            loss(
+                chunk,
+                torch.arange(len(chunk.images), device=question.rows.device),
+                mask_of(chunk, recipe, chunk.weights),
+            )
+    found = cleaned(
+        heatmaps_of(chunk, recipe, chunk.weights), torch.cat(chunk.weights, 1), untouched, preserved, removed
+    )
     return found | {"signs": torch.cat(chunk.signs, 1)}
+
+
+def _objective(recipe: Recipe, score: str | ScoreFunction, question: Question, output: Any) -> Tensor:
+    """What stage 2 wants to be high for the kept images, and low for the removed ones."""
+    scored = log_odds if recipe.log_odds else target_scores
+    return scored(output, question.targets, score, question.against)
 
 
 def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
@@ -101,24 +110,56 @@ def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
     return multilabel if score == "sigmoid" and multilabel is not None else recipe.target_penalty
 
 
-def _descend(
-    chunk: Chunk, recipe: Recipe, loss: Callable[[Tensor], Tensor], penalty: float, steps: int
-) -> tuple[Weights, Optimizers]:
-    """Some steps from a chunk's ω; loss: from the mask to one number per image."""
-    weights, optimizers = chunk.weights, chunk.optimizers
+def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: int, tolerance: float) -> Chunk:
+    """Some steps from a chunk's ω; an image whose mask a step has moved by less than the tolerance takes no more."""
+    moving, numbers = chunk, torch.arange(len(chunk.images), device=chunk.images.device)
+    ended: list[tuple[Tensor, Chunk]] = []
+    before: Tensor | None = None
     for _ in range(steps):
-        weights = tuple(one.detach().requires_grad_() for one in weights)
-        total = loss(mask_of(chunk, recipe, weights))
-        total = total + penalty * sum(map(recipe.penalty, weights))
-        # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
-        gradients = torch.autograd.grad(total.sum(), weights)
-        learning_rate = recipe.learning_rate * recipe.schedule(optimizers[0].steps, steps)
-        moved = [
-            optimizer.step(one.detach(), gradient, learning_rate)
-            for optimizer, one, gradient in zip(optimizers, weights, gradients, strict=True)
-        ]
-        optimizers, weights = zip(*moved, strict=True)
-    return weights, optimizers
+        if tolerance > 0:
+            mask = mask_of(moving, recipe, moving.weights)
+            if before is not None:
+                moved = ~((mask - before).abs().mean((1, 2, 3)) < tolerance)
+                ended.append((numbers[~moved], moving[~moved]))
+                moving, numbers, mask = moving[moved], numbers[moved], mask[moved]
+                if len(numbers) == 0:
+                    break
+            before = mask
+        moving = _step(moving, numbers, recipe, loss, penalty, steps)
+    return _joined([*ended, (numbers, moving)], chunk, steps)
+
+
+def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, loss: Loss, penalty: float, steps: int) -> Chunk:
+    """One step of so many."""
+    weights = tuple(one.detach().requires_grad_() for one in chunk.weights)
+    total = loss(chunk, numbers, mask_of(chunk, recipe, weights))
+    total = total + penalty * sum(map(recipe.penalty, weights))
+    # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
+    gradients = torch.autograd.grad(total.sum(), weights)
+    learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
+    triples = zip(chunk.optimizers, weights, gradients, strict=True)
+    moved = [optimizer.step(one.detach(), gradient, learning_rate) for optimizer, one, gradient in triples]
+    optimizers, moved_weights = zip(*moved, strict=True)
+    return replace(chunk, weights=moved_weights, optimizers=optimizers)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Chunk]], chunk: Chunk, steps: int) -> Chunk:
+    """The chunk with the ω and the optimisers of its parts.
+
+    These count the steps that were left out as taken, so that no image's stage 2 depends on the others of its batch.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    order = torch.cat([numbers for numbers, _ in parts]).argsort()
+    layers = range(len(chunk.weights))
+    return replace(
+        chunk,
+        weights=tuple(torch.cat([part.weights[layer] for _, part in parts])[order] for layer in layers),
+        optimizers=tuple(
+            joined([part.optimizers[layer] for _, part in parts], chunk.optimizers[layer].steps + steps)[order]
+            for layer in layers
+        ),
+    )
 
 
 def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
@@ -146,10 +187,10 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
 
 
 def _with_evidence(
-    network: Network, recipe: Recipe, chunk: Chunk, objective: Callable[[int, Any], Tensor], most: int
+    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
 ) -> Chunk:
     """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
-    gradients = _mean_gradients(network, recipe, chunk.images, objective, most)
+    gradients = _mean_gradients(network, recipe, score, chunk.images, question, most)
     triples = zip(chunk.maps, chunk.ranges, gradients, strict=True)
     evidence = [_evidence(maps, ranges * gradient) for maps, ranges, gradient in triples]
     # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
@@ -165,17 +206,17 @@ def _with_evidence(
 
 
 def _mean_gradients(
-    network: Network, recipe: Recipe, images: Tensor, objective: Callable[[int, Any], Tensor], most: int
+    network: Network, recipe: Recipe, score: str | ScoreFunction, images: Tensor, question: Question, most: int
 ) -> tuple[Tensor, ...]:
     """The gradients for several noisy copies, averaged: what holds for one image only by chance cancels out.
 
-    Few images do not fill a processor: so many copies go through the network at once as may. The objective is told
-    how many.
+    Few images do not fill a processor: so many copies go through the network at once as may.
     """
     noisy = with_noise(images, recipe.evidence_passes, recipe.evidence_noise)
     total: tuple[Tensor, ...] = ()
     for copies in copies_at_once(recipe, len(images), most):
-        gradients = network.gradients(torch.cat(list(islice(noisy, copies))), partial(objective, copies))
+        objective = partial(_objective, recipe, score, question.repeated(copies))
+        gradients = network.gradients(torch.cat(list(islice(noisy, copies))), objective)
         summed = tuple(one.unflatten(0, (copies, -1)).sum(0) for one in gradients)
         total = tuple(map(torch.add, total, summed)) if total else summed
     return tuple(one / recipe.evidence_passes for one in total)

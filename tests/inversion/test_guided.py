@@ -329,6 +329,7 @@ def test_signs_and_weights_make_the_mask():
         ({"target_steps": 2.5}, r"target_steps=2.5 must be a whole number"),
         ({"evidence_passes": -1}, r"evidence_passes=-1 must be a whole number, at least 0"),
         ({"evidence_passes": 3}, r"evidence_passes=3 must be even"),
+        ({"tolerance": -0.1}, r"tolerance=-0.1 must be 0 or positive"),
         ({"evidence_noise": -0.1}, r"evidence_noise=-0.1 must be 0 or positive"),
         ({"coarsest_power": 0}, r"coarsest_power=0 must be positive"),
         ({"initial_weight": 0}, r"initial_weight=0 must be positive"),
