@@ -1,0 +1,17 @@
+"""Works that are timed in turns, so that what else the machine does is shared by all."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def take_turns(works: Mapping[Key, Callable[[], float]], rounds: int) -> list[dict[Key, float]]:
+    """The seconds that each work returns, by rounds. Every second round goes backwards, which evens out a drift."""
+    there, back = list(works), list(reversed(works))
+    return [{key: works[key]() for key in (back if number % 2 else there)} for number in range(rounds)]
+
+
+def ratios(rounds: Sequence[Mapping[Key, float]], key: Key, base: Key) -> list[float]:
+    """How long a work took beside the base, in each round."""
+    return [seconds[key] / seconds[base] for seconds in rounds]
