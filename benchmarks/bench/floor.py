@@ -12,7 +12,6 @@ from gfi_lightning import GuidedFeatureInversion
 from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion.layers import Layer, Reached, StopAt, Tap, hooked
 from gfi_lightning.inversion.scores import logits_of
-from gfi_lightning.inversion.stages import copies_at_once
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,12 @@ class Floor:
         return self.steps + self.evidence + self.look
 
 
+def _versions(images: Tensor, count: int, most: int) -> tuple[Tensor, int]:
+    """So many versions of the images as go through the network at once, and how often."""
+    at_once = max(min(most // len(images), count), 1)
+    return torch.cat([images] * at_once), -(-count // at_once)
+
+
 @dataclass(frozen=True)
 class BarePasses:
     """Passes through a network and nothing else: no mask, no loss, no optimiser.
@@ -51,22 +56,20 @@ class BarePasses:
 
     def measure(self) -> Floor:
         """Run all of them once, in the chunks of an explanation."""
-        recipe, size = self.gfi.recipe, self.gfi.chunk_size_for(self.images)
+        recipe, size, most = self.gfi.recipe, self.gfi.chunk_size_for(self.images), self.gfi.most_at_once(self.images)
         steps = evidence = look = 0.0
         with undisturbed(self.model):
             for chunk in self.images.split(size):
-                both = torch.cat([chunk, chunk])
-                copies = copies_at_once(recipe, len(chunk), 2 * size)
+                both, per_step = _versions(chunk, 2, most)
+                noisy, of_evidence = _versions(chunk, recipe.evidence_passes, most)
                 look += self._seconds(lambda chunk=chunk: self._forward(chunk))
                 steps += self._seconds(lambda chunk=chunk: self._to_inversion_layer(chunk), recipe.inversion_steps)
-                steps += self._seconds(lambda both=both: self._to_output(both), recipe.target_steps)
-                for count in copies if recipe.evidence_passes else []:
-                    noisy = torch.cat([chunk] * count)
-                    evidence += self._seconds(lambda noisy=noisy: self._from_output_to_base(noisy))
+                steps += self._seconds(lambda both=both: self._to_output(both), per_step * recipe.target_steps)
+                evidence += self._seconds(lambda noisy=noisy: self._from_output_to_base(noisy), of_evidence)
         return Floor(steps, evidence, look)
 
     def _seconds(self, run: Callable[[], None], times: int = 1) -> float:
-        return seconds(lambda: [run() for _ in range(times)], self.images.device)
+        return seconds(lambda: [run() for _ in range(times)], self.images.device) if times else 0.0
 
     @property
     def _layers(self) -> list[Layer]:

@@ -32,6 +32,7 @@ _LARGEST_CHUNK = 32
 # On two CPU cores a pass of 14 images of 224 × 224 takes, by image, 1.5 times as long as one of 7 through MobileNetV2,
 # and 1.2 times through ResNet-50: large tensors are given back to the system, and asked for again.
 _LARGEST_PASS_ON_CPU = 8 * 224 * 224  # pixels
+_LITTLE = 32e6  # bytes, which nobody misses
 _SMALL = 128 * 128  # pixels
 
 
@@ -68,8 +69,8 @@ class GuidedFeatureInversion:
             for something else than classes, say for regions. It is asked about some of the images at a time. Its
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.
-        chunk_size: images, or pairs of image and target, that are optimised at once; twice as many go through the
-            network. None: at most 32, and on a CPU no more than 200,000 pixels.
+        chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32, on a CPU no
+            more than 400,000 pixels, and on a GPU no more than fit in half of the memory that is free at first.
             In float32 the optimisation amplifies rounding, which differs between chunk sizes: compare maps
             that were made with the same one.
         generator: for the "noise" background; the same seed gives the same map.
@@ -135,6 +136,7 @@ class GuidedFeatureInversion:
         self._background = background_function(background, generator)
         self.chunk_size = chunk_size
         self._takes_channels_last = True  # as long as nothing else is known
+        self._room: int | None = None
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:
@@ -239,8 +241,9 @@ class GuidedFeatureInversion:
         with undisturbed(self._network.model):
             targets = _as_targets(targets, inversion.foreground)
             others = None if against is None else _as_others(against, targets)
+            most = self.most_at_once(inversion.images)
             pairs = [
-                self._refine(chunk[rows], question)
+                self._refine(chunk[rows], question, most)
                 for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others)
                 for rows, question in self._questions(chunk, wanted, unwanted)
             ]
@@ -264,8 +267,41 @@ class GuidedFeatureInversion:
         if self.chunk_size is not None:
             return self.chunk_size
         height, width = image_size(images)
-        most = _LARGEST_PASS_ON_CPU // (2 * height * width) if images.device.type == "cpu" else _LARGEST_CHUNK
+        most = _LARGEST_PASS_ON_CPU // (height * width) if images.device.type == "cpu" else self._room_on_gpu(images)
         return min(max(most, 1), _LARGEST_CHUNK)
+
+    def _room_on_gpu(self, images: Tensor) -> int:
+        """How many images' passes fit in half of the memory that is free; asked once, so that chunks stay the same."""
+        if self._room is None and images.device.type == "cuda" and self.bytes_per_image is not None:
+            device = images.device
+            reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self._room = int((torch.cuda.mem_get_info(device)[0] + reserved) / 2 / max(self.bytes_per_image, 1))
+        return _LARGEST_CHUNK if self._room is None else self._room
+
+    @property
+    def bytes_per_image(self) -> float | None:
+        """What a pass through the network keeps in memory for its way back, by image; None before the first one."""
+        return self._network.bytes_per_image
+
+    @bytes_per_image.setter
+    def bytes_per_image(self, size: float | None) -> None:
+        self._network.bytes_per_image = size
+
+    def most_at_once(self, images: Tensor) -> int:
+        """How many versions of these images, (N, C, H, W), may go through the network in one pass of stage 2.
+
+        Noisy, kept and removed ones: no more than would take more memory than a training step with N images, whose
+        gradients of the weights are not needed here.
+        """
+        height, width = image_size(images)
+        most = 2 * self.chunk_size_for(images)
+        if self.chunk_size is None and images.device.type == "cpu":
+            most = min(most, _LARGEST_PASS_ON_CPU // (height * width))
+        kept = self.bytes_per_image
+        if kept is not None:
+            of_weights = sum(one.nbytes for one in self._network.model.parameters())
+            most = min(most, int(max(len(images) * kept + of_weights, _LITTLE) / max(kept, 1)))
+        return max(most, 1)
 
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
@@ -280,11 +316,13 @@ class GuidedFeatureInversion:
         chunks = _parts(len(images), size)
         first = len(chunks) * (1 + recipe.inversion_steps * (1 + len(self._depths)))
         parts = [part for chunk in chunks for part in _parts(chunk * targets, size)]
-        evidence = sum(len(stages.copies_at_once(recipe, part, 2 * size)) for part in parts)
-        return first, evidence + len(parts) * max(recipe.target_steps, 1)
+        stage_2 = [stages.passes_of(recipe, part, self.most_at_once(images)) for part in parts]
+        return first, sum(evidence + step * max(recipe.target_steps, 1) for evidence, step in stage_2)
 
     def _invert_all(self, images: Tensor) -> Inversion:
         background = self._background_of(images)
+        if images.device.type == "cuda" and self.chunk_size is None and self.bytes_per_image is None:
+            self._invert(images[:1], background[:1])  # which tells how many fit
         chunk_size = self.chunk_size_for(images)
         parts = zip(images.split(chunk_size), background.split(chunk_size), strict=True)
         chunks, depths = zip(*(self._invert(*part) for part in parts), strict=True)
@@ -312,9 +350,8 @@ class GuidedFeatureInversion:
         ]
         return chunk, Depths(heatmaps, self.layers, [image_size(one.maps[0]) for one in seen])
 
-    def _refine(self, chunk: Chunk, question: Question) -> dict[str, Tensor]:
+    def _refine(self, chunk: Chunk, question: Question, most: int) -> dict[str, Tensor]:
         """Stage 2 of pairs of image and target that are optimised together."""
-        most = 2 * self.chunk_size_for(chunk.images)  # kept and removed images
         return stages.refine(self._network, self.recipe, self.score, chunk, question, most)
 
     def _grid(self, inversion: Inversion) -> tuple[int, int]:

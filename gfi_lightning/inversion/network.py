@@ -1,8 +1,8 @@
 """The explained network, seen as the method sees it: feature maps, features, and an output."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -80,6 +80,7 @@ class Network:
         self._on_pass = on_pass
         self._announce = announce or logger.info
         self._lifts_no_grad = False
+        self.bytes_per_image: float | None = None  # that a pass keeps for its way back; known after the first one
 
     @property
     def inversion(self) -> Layer:
@@ -195,9 +196,13 @@ class Network:
 
     def features(self, images: Tensor) -> Tensor:
         """The inversion layer's features, shape (N, ...); nothing behind that layer is run."""
-        features = self._run_to_inversion_layer(images)
-        if self._cuts_gradient(images, features):
+        with ExitStack() as stack:
+            kept = stack.enter_context(_weighed(self.model)) if self.bytes_per_image is None else None
             features = self._run_to_inversion_layer(images)
+            if self._cuts_gradient(images, features):
+                features = self._run_to_inversion_layer(images)
+        if kept is not None and images.requires_grad:
+            self.bytes_per_image = sum(kept.values()) / len(images)
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
@@ -251,6 +256,22 @@ class Network:
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
         return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
+
+
+@contextmanager
+def _weighed(model: nn.Module) -> Iterator[dict[int, int]]:
+    """The sizes of what a forward pass keeps for its way back, in bytes, by address, without the parameters."""
+    own = {one.data_ptr() for one in model.parameters() if type(one) is nn.Parameter}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.data_ptr() not in own:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
 
 
 class _WithPassFromOutput(torch.autograd.Function):

@@ -62,7 +62,7 @@ def refine(
         score: of a target.
         chunk: the images after stage 1, one for each target.
         question: the targets, about the rows of the output that the chunk came from.
-        most: images that may go through the network at once, at least two for each target.
+        most: images that may go through the network at once, if they are not more than there are targets.
 
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
@@ -72,31 +72,52 @@ def refine(
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
-    preserved, removed = torch.empty_like(untouched), torch.empty_like(untouched)
+    seen = untouched.new_empty(2, len(untouched))  # the scores of kept and removed images
+
+    def wanted(versions: slice, images: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """What the step pushes up or down, from one forward pass over kept or removed images, or both."""
+        asked = question[numbers].repeated(len(images))
+        output = network.output(torch.cat(list(images)))
+        values = _objective(recipe, score, asked, output)
+        is_score = callable(score) or not recipe.log_odds
+        scores = values if is_score else target_scores(output, asked.targets, score, asked.against)
+        # Each time, because this may be the last pass of some.
+        seen[versions, numbers] = scores.detach().to(seen).unflatten(0, (len(images), -1))
+        return values
 
     def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
-        output, asked = network.output(torch.cat(blend(part, mask))), question[numbers].repeated(2)
-        wanted = _objective(recipe, score, asked, output)
-        is_score = callable(score) or not recipe.log_odds
-        scores = wanted if is_score else target_scores(output, asked.targets, score, asked.against)
-        # Each time, because this may be the last pass of some.
-        preserved[numbers], removed[numbers] = scores.detach().to(untouched).chunk(2)
-        kept, lost = wanted.chunk(2)
-        return recipe.removed_weight * lost - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
+        kept, removed = _linearized(wanted, blend(part, mask), numbers, most)
+        return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
 
     tolerance = 0.0 if network.is_sharded else recipe.tolerance
     chunk = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps, tolerance)
     if recipe.target_steps == 0:
         with torch.no_grad():
-            loss(
-                chunk,
-                torch.arange(len(chunk.images), device=question.rows.device),
-                mask_of(chunk, recipe, chunk.weights),
-            )
-    found = cleaned(
-        heatmaps_of(chunk, recipe, chunk.weights), torch.cat(chunk.weights, 1), untouched, preserved, removed
-    )
+            everyone = torch.arange(len(untouched), device=untouched.device)
+            versions = list(blend(chunk, mask_of(chunk, recipe, chunk.weights)))
+            for some in _at_once(2, len(everyone), most):
+                wanted(some, versions[some], everyone)
+    found = cleaned(heatmaps_of(chunk, recipe, chunk.weights), torch.cat(chunk.weights, 1), untouched, *seen)
     return found | {"signs": torch.cat(chunk.signs, 1)}
+
+
+def _linearized(
+    wanted: Callable[[slice, Sequence[Tensor], Tensor], Tensor], versions: Sequence[Tensor], numbers: Tensor, most: int
+) -> list[Tensor]:
+    """For each version of the images the part of ``wanted`` that is linear in them: the gradient is the same.
+
+    So what the network keeps for its way back is gone before the next version's pass.
+    """
+    parts = []
+    for some in _at_once(len(versions), len(numbers), most):
+        leaves = [version.detach().requires_grad_() for version in versions[some]]
+        values = wanted(some, leaves, numbers)
+        if values.requires_grad:
+            slopes = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
+        else:  # a score of the user's that is constant
+            slopes = tuple(map(torch.zeros_like, leaves))
+        parts += [(slope * version).sum((1, 2, 3)) for slope, version in zip(slopes, versions[some], strict=True)]
+    return parts
 
 
 def _objective(recipe: Recipe, score: str | ScoreFunction, question: Question, output: Any) -> Tensor:
@@ -214,7 +235,8 @@ def _mean_gradients(
     """
     noisy = with_noise(images, recipe.evidence_passes, recipe.evidence_noise)
     total: tuple[Tensor, ...] = ()
-    for copies in copies_at_once(recipe, len(images), most):
+    for some in _at_once(recipe.evidence_passes, len(images), most):
+        copies = some.stop - some.start
         objective = partial(_objective, recipe, score, question.repeated(copies))
         gradients = network.gradients(torch.cat(list(islice(noisy, copies))), objective)
         summed = tuple(one.unflatten(0, (copies, -1)).sum(0) for one in gradients)
@@ -222,16 +244,21 @@ def _mean_gradients(
     return tuple(one / recipe.evidence_passes for one in total)
 
 
-def copies_at_once(recipe: Recipe, images: int, most: int) -> list[int]:
-    """How many noisy copies of some images each of stage 2's passes for the evidence takes.
+def passes_of(recipe: Recipe, pairs: int, most: int) -> tuple[int, int]:
+    """How many forward passes stage 2 takes for the evidence, and for each of its steps.
 
     Args:
-        recipe: with its ``evidence_passes`` copies.
-        images: their number.
+        recipe: how.
+        pairs: of image and target, that are optimised together.
         most: images that may go through the network at once.
     """
-    copies = max(most // images, 1)
-    return [min(copies, recipe.evidence_passes - start) for start in range(0, recipe.evidence_passes, copies)]
+    return len(_at_once(recipe.evidence_passes, pairs, most)), len(_at_once(2, pairs, most))
+
+
+def _at_once(versions: int, images: int, most: int) -> list[slice]:
+    """Which versions of some images go through the network together."""
+    count = max(most // images, 1)
+    return [slice(start, min(start + count, versions)) for start in range(0, versions, count)]
 
 
 def _evidence(maps: Tensor, gradient: Tensor) -> Tensor:

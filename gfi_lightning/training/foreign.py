@@ -94,7 +94,7 @@ class ForeignExplainer(GuidedFeatureInversion):
         return self._resolution
 
     @override
-    def _refine(self, chunk: Chunk, question: Question) -> dict[str, Tensor]:
+    def _refine(self, chunk: Chunk, question: Question, most: int) -> dict[str, Tensor]:
         maps = self._called(chunk.images, question.targets)
         heatmaps, self._resolution = as_heatmaps(maps, chunk.images, self._foreign.name)
         with torch.no_grad():

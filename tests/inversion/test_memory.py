@@ -1,0 +1,79 @@
+"""A pass of stage 2 is no larger than a training step with the same images would be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18
+
+from gfi_lightning import GuidedFeatureInversion
+from gfi_lightning.inversion import guided
+from tests.inversion.test_guided import SHORT
+from tests.networks import ToyCNN, random_images
+
+
+def sizes_of_passes(model: nn.Module, images: torch.Tensor, **options) -> list[int]:
+    """Of stage 2."""
+    gfi, sizes = GuidedFeatureInversion(model, recipe=SHORT, **options), []
+    inversion = gfi.invert(images)
+    handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    gfi.refine(inversion, 0)
+    handle.remove()
+    assert len(sizes) == gfi.passes(images)[1]
+    return sizes
+
+
+def test_where_activations_weigh_more_than_weights_kept_and_removed_images_take_turns():
+    assert sizes_of_passes(mobilenet_v2().eval(), random_images(1, 224).float()) == [1] * (4 + 2 * 4)
+
+
+def test_where_weights_weigh_more_they_go_together():
+    assert sizes_of_passes(resnet18().eval(), random_images(1, 64).float()) == [4] + [2] * 4
+
+
+def test_what_a_pass_keeps_is_measured():
+    """The image, 3 channels, by the first layer; and by the second what it returns, 5 channels."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.Sigmoid(), nn.Conv2d(5, 2, 1), nn.Flatten(2))
+    model.append(nn.AdaptiveAvgPool1d(1)).append(nn.Flatten())
+    gfi = GuidedFeatureInversion(model.eval(), "2", recipe=SHORT)
+    assert gfi.bytes_per_image is None
+    gfi.explain(random_images(3, 32).float(), 0)
+    assert gfi.bytes_per_image == (3 + 5) * 32 * 32 * 4
+
+
+def test_one_after_the_other_is_both_together(monkeypatch):
+    images = random_images(4)
+    together = GuidedFeatureInversion(ToyCNN().double(), recipe=SHORT).explain(images, 1)
+    monkeypatch.setattr(guided, "_LITTLE", 0.0)
+    model = ToyCNN().double()
+    sizes = sizes_of_passes(model, images)
+    assert sizes == [4] * (4 + 2 * 4)
+    in_turns = GuidedFeatureInversion(model, recipe=SHORT).explain(images, 1)
+    for name in ("heatmaps", "weights", "preserved", "removed"):
+        torch.testing.assert_close(getattr(in_turns, name), getattr(together, name), rtol=0, atol=1e-8)
+
+
+def test_a_model_may_work_in_place_and_a_score_may_be_constant():
+    class InPlace(ToyCNN):
+        def forward(self, images):
+            return super().forward(images.sub_(0.1))
+
+    images = random_images(2)
+    shifted = GuidedFeatureInversion(InPlace().double(), "coarse", recipe=SHORT).explain(images, 0)
+    assert not shifted.degenerate.any()
+    recipe = replace(SHORT, evidence_passes=0, evidence_noise=0)
+    constant = GuidedFeatureInversion(
+        ToyCNN().double(), "coarse", recipe=recipe, score=lambda output, targets: torch.ones(len(targets))
+    ).explain(images, 0)
+    assert constant.preserved.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_chunks_fit_in_half_of_what_is_free():
+    model, images = mobilenet_v2().eval().cuda(), random_images(40, 224).float().cuda()
+    gfi = GuidedFeatureInversion(model, recipe=SHORT)
+    gfi.explain(images[:2], 0)
+    free = torch.cuda.mem_get_info()[0]
+    assert gfi.chunk_size_for(images) * gfi.bytes_per_image <= free
+    assert 1 <= gfi.chunk_size_for(images) <= 32
