@@ -37,7 +37,7 @@ from gfi_lightning.training.budget import Budget, wait_for_gpu
 
 SIZES = (1, 10, 100)  # epochs of the full size, of a tenth and of a hundredth
 LENGTHS = (10, 30, 100)  # of trainings, in epochs
-LIMITS = (None, 0.01, 0.02, 0.05)
+LIMITS = (1, 0.01, 0.02, 0.05)
 REAL_LIMIT = 0.05
 CAPTION = """\
 Measured, in one training of each setting: the first table. It tells how many training images take as long, by the steps
@@ -281,13 +281,13 @@ class Outcome:
     """What a limit makes of a training.
 
     Attributes:
-        limit: None: there is none.
+        limit: 1: there is none.
         explained: how many runs took place.
         scheduled: of how many.
         overhead: the share of the time that they took.
     """
 
-    limit: float | None
+    limit: float
     explained: int
     scheduled: int
     overhead: float
@@ -296,7 +296,7 @@ class Outcome:
         return f"{self.explained} of {self.scheduled}, {self.overhead:.2%}"
 
 
-def simulate(limit: float | None, epochs: int, epoch: float, first: float, run: float) -> Outcome:
+def simulate(limit: float, epochs: int, epoch: float, first: float, run: float) -> Outcome:
     """What the callback's budget decides in a training of so many epochs, with a run scheduled after each.
 
     Args:
@@ -352,7 +352,7 @@ def tables(measured: list[tuple[Setting, Costs]]) -> str:
             epoch = costs.epoch(setting, parts)
             share = costs.run / (epoch + costs.run)
             lines.append(f"| {setting.name} | {size_in_words(parts)} | {epoch:.0f} training images | {share:.2%} |")
-    heads = ["no limit" if limit is None else f"limit {limit:.0%}" for limit in LIMITS]
+    heads = ["no limit" if limit == 1 else f"limit {limit:.0%}" for limit in LIMITS]
     lines += ["", f"| setting | epochs of | epochs | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     for setting, costs in measured:
         for row in outcomes(setting, costs):
@@ -414,7 +414,7 @@ def real_round(setting: Setting, epochs: int, steps: int) -> list[dict[str, Any]
     Each with it lies between two without, whose mean it is compared with.
     """
     without, rows = [fit(setting, epochs, steps, [])], []
-    for limit in (None, REAL_LIMIT):
+    for limit in (1, REAL_LIMIT):
         callback = Timed(max_overhead=limit)
         with listening() as listener:
             seconds = fit(setting, epochs, steps, [callback])
@@ -442,7 +442,7 @@ def real_table(rows: list[dict[str, Any]]) -> str:
         hooks = f"{row['share_of_hooks']:.1%} | {row['share_of_end']:.1%}"
         on_top = f"{row['share_on_top']:.1%} | {row['without_by_without']:.2f}"
         lines.append(f"| {row['limit']} | {row['said']} | {hooks} | {on_top} |")
-    for limit in (None, REAL_LIMIT):
+    for limit in (1, REAL_LIMIT):
         said, hooks, end, on_top = (
             statistics.median(row[name] for row in rows if row["limit"] == limit)
             for name in ("share_said", "share_of_hooks", "share_of_end", "share_on_top")

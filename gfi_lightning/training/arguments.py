@@ -41,10 +41,10 @@ def check_schedule(schedule: Any, every_n_epochs: Any, every_n_steps: Any) -> No
 
 
 def check_share(argument: str, value: Any) -> None:
-    """Raise UsageError for what is no share above 0 and below 1, nor None."""
+    """Raise UsageError for what is no share above 0, at most 1, nor None."""
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if value is not None and not (number and 0 < value < 1):
-        raise UsageError(f"{argument}={value!r} must be a share above 0 and below 1, such as 0.02, or None.")
+    if value is not None and not (number and 0 < value <= 1):
+        raise UsageError(f"{argument}={value!r} must be a share above 0 and at most 1, such as 0.02, or None.")
 
 
 def check_samples(samples: Any) -> None:

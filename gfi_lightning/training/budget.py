@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 
 _RUNS_WITHOUT_LIMIT = 3  # the first one warms up, and what a run costs is known from the next two
+_DEFAULT_LIMIT = 0.05
+_DEFAULT_FREE = 60.0  # seconds
 
 
 class Budget:
@@ -17,11 +19,17 @@ class Budget:
     training's own pace needs no estimate: only of time that has passed a share is spent.
 
     Args:
-        max_overhead: the share, in (0, 1); None: no limit.
+        max_overhead: the share, in (0, 1]; 1 is no limit. None: 0.05, but a minute is free, so that short trainings are
+            seen in full and long ones are not held up.
+
+    Attributes:
+        limit: the share.
+        free: seconds that may be spent in any case.
     """
 
     def __init__(self, max_overhead: float | None) -> None:
-        self.max_overhead = max_overhead
+        self.limit = _DEFAULT_LIMIT if max_overhead is None else max_overhead
+        self.free = _DEFAULT_FREE if max_overhead is None else 0.0
         self._began = time.monotonic()
         self._spent = 0.0  # seconds
         self._spending_since: float | None = None
@@ -43,11 +51,11 @@ class Budget:
 
     def allows_another(self) -> bool:
         """Whether another run keeps within the limit, and leaves room for the last one."""
-        if self.max_overhead is None or self._started < _RUNS_WITHOUT_LIMIT:
+        if self.limit == 1 or self._started < _RUNS_WITHOUT_LIMIT:
             return True
         ahead = 2 * max(self._costs, default=0.0)
         elapsed = time.monotonic() - self._began
-        return self._spent + ahead <= self.max_overhead * (elapsed + ahead)
+        return self._spent + ahead <= max(self.free, self.limit * (elapsed + ahead))
 
     def skip(self, step: int) -> None:
         """The run that was scheduled at this step is left out."""

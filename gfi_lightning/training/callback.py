@@ -82,9 +82,10 @@ class GFICallback(L.Callback):
         schedule: "log": after 2, 4, 8, … optimiser steps of the first epoch, and then as ``every_n_epochs`` says,
             since most of the change comes early; or a callable from the number of optimiser steps so far to
             whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
-        max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance.
-            It holds once three runs are done: scheduled runs that would break it are skipped, the one at the end
-            of the training never, and the curve ``gfi/overhead`` tells the share so far. None: no limit.
+        max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance; 1:
+            no limit. It holds once three runs are done: scheduled runs that would break it are skipped, the one at
+            the end of the training never, and the curve ``gfi/overhead`` tells the share so far. None: 0.05, but
+            the first minute of explaining is free, and there is no curve.
         num_samples: how many images of the validation loader's data set are explained, spread evenly
             over the classes where labels can be had from the data set's ``targets``, ``labels``, ``y`` or
             ``tensors``, or a column of Hugging Face's; otherwise the first ones. Fewer where the data set has fewer.
@@ -326,7 +327,8 @@ class GFICallback(L.Callback):
                 scalars = self._run(trainer, pl_module, step, max(trainer.current_epoch - 1, 0))
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
             if self._session is not None and internals.is_first_rank():
-                self._finish(trainer)
+                with self._budget.spending():
+                    self._finish(trainer)
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -492,7 +494,7 @@ class GFICallback(L.Callback):
 
     def _run_within_budget(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> Scalars:
         """Explain and show, unless it would take more time than it may."""
-        if self.max_overhead is not None and step != self._last_step:
+        if step != self._last_step:
             session = self._open_session(trainer)
             # By the first rank's clock, as either all explain or none.
             if session is not None and not session.ranks.from_first(self._budget.allows_another):

@@ -21,7 +21,7 @@ def test_an_epoch_is_its_training_and_validation_images():
 
 
 def test_without_a_limit_every_run_takes_place():
-    outcome = overhead.simulate(None, epochs=4, epoch=90, first=30, run=10)
+    outcome = overhead.simulate(1, epochs=4, epoch=90, first=30, run=10)
     assert (outcome.explained, outcome.scheduled) == (5, 5)
     assert outcome.overhead == pytest.approx((30 + 4 * 10) / (30 + 4 * 100))
     assert str(outcome) == "5 of 5, 16.28%"

@@ -50,7 +50,7 @@ def train(limit, clock, epochs, epoch, cost):
         explained.append(step)
         foreseeable = cost(step) == cost(explained[-2]) if len(explained) > 3 else False
         if foreseeable and limit is not None and step < epochs - 1:
-            assert spent.overhead <= limit
+            assert spent.overhead <= limit  # of none: a test of its own
 
     run(-1)
     for number in range(epochs):
@@ -62,7 +62,7 @@ def train(limit, clock, epochs, epoch, cost):
 
 
 def test_no_limit(clock):
-    spent, explained = train(None, clock, 5, lambda _: 1, lambda _: 1)
+    spent, explained = train(1, clock, 5, lambda _: 1, lambda _: 1)
     assert explained == [-1, 0, 1, 2, 3, 4]
     assert spent.overhead == pytest.approx(6 / 11)
 
@@ -75,6 +75,19 @@ def test_three_runs_then_only_what_time_has_been_earned_for(clock):
     assert explained[-1] == 999
     assert 0.018 < spent.overhead <= 0.02
     assert str(spent) == f"explained {len(explained)} of 1001 scheduled runs, {spent.overhead:.1%} of the time"
+
+
+def test_by_default_a_minute_is_free(clock):
+    spent, explained = train(None, clock, 40, lambda _: 1, lambda _: 1)
+    assert explained == list(range(-1, 40))
+    assert spent.overhead == pytest.approx(41 / 81)
+
+
+def test_by_default_a_long_training_spends_a_minute_or_one_twentieth(clock):
+    spent, explained = train(None, clock, 5000, lambda _: 1, lambda _: 1)
+    assert explained[:59] == list(range(-1, 58))
+    assert explained[59] > 1000
+    assert 0.048 < spent.overhead <= 0.05
 
 
 def test_where_it_is_cheap_nothing_is_skipped(clock):

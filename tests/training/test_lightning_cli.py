@@ -287,7 +287,7 @@ MISTAKES = {
     "no samples": ({"num_samples": "0"}, "num_samples=0 must be a whole number, at least 1"),
     "text for samples": ({"samples": "cats"}, "samples='cats' cannot be explained: give indices"),
     "mean alone": ({"mean": "[0.5]"}, r"mean=\[0.5\] and std=None must be given together"),
-    "share": ({"max_overhead": "2"}, r"max_overhead=2.0 must be a share above 0 and below 1"),
+    "share": ({"max_overhead": "2"}, r"max_overhead=2.0 must be a share above 0 and at most 1"),
     "alarm of nothing": ({"alarm": '{"patch": 0.3}'}, r"alarm={'patch': 0.3} needs regions="),
     "name": ({"name": "a/b"}, "name='a/b' becomes part of tags"),
 }
