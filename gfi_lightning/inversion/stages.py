@@ -17,12 +17,15 @@ from gfi_lightning.inversion.optimizer import joined, unit_norm
 from gfi_lightning.inversion.recipes import Recipe, has_range, minmax
 from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
+from gfi_lightning.inversion.start import Start, Warm
 
 Loss = Callable[[Chunk, Tensor, Tensor], Tensor]
 """From images of a chunk, their numbers in it, and their masks to one number for each."""
 
 
-def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look) -> Chunk:
+def invert(
+    network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look, start: Tensor | None = None
+) -> Chunk:
     """Stage 1 (equation 8): the part of each image that yields the same features.
 
     Args:
@@ -31,6 +34,7 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
         images: shape (N, C, H, W).
         background: the same shape.
         look: what the network saw in a forward pass over the images.
+        start: an earlier ω, (N, K), see :class:`Start`; None: uniform.
     """
     maps = tuple(_without_dead(one, look.features) for one in look.maps)
     ranges = tuple(_range(one) if recipe.unit_range else torch.ones_like(one[:, :, :1, :1]) for one in maps)
@@ -41,6 +45,8 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
     optimizers = tuple(map(recipe.optimizer.start, weights))
     signs = tuple(torch.ones_like(one, dtype=torch.int8) for one in weights)
     chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
+    if start is not None:
+        chunk = Warm.of(chunk, recipe, start, None).or_else(chunk)
 
     def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
         kept, _ = blend(part, mask)
@@ -52,7 +58,13 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
 
 
 def refine(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
+    network: Network,
+    recipe: Recipe,
+    score: str | ScoreFunction,
+    chunk: Chunk,
+    question: Question,
+    most: int,
+    start: Start | None = None,
 ) -> dict[str, Tensor]:
     """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
 
@@ -63,12 +75,12 @@ def refine(
         chunk: the images after stage 1, one for each target.
         question: the targets, about the rows of the output that the chunk came from.
         most: images that may go through the network at once, at least two for each target.
+        start: what was found before for each target; None: stage 1's ω, with the evidence.
 
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    if recipe.evidence_passes > 0:
-        chunk = _with_evidence(network, recipe, score, chunk, question, most)
+    chunk = _at_start(network, recipe, score, chunk, question, most, start)
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
@@ -184,6 +196,25 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
         heatmaps = mask_of(chunk, recipe, weights).squeeze(1)
     finite = torch.isfinite(heatmaps).flatten(1).all(1) & torch.isfinite(torch.cat(list(weights), 1)).all(1)
     return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
+
+
+def _at_start(
+    network: Network,
+    recipe: Recipe,
+    score: str | ScoreFunction,
+    chunk: Chunk,
+    question: Question,
+    most: int,
+    start: Start | None,
+) -> Chunk:
+    """Where stage 2 begins: at what was found before, and else at stage 1's ω, with the evidence."""
+    warm = None
+    if start is not None and start.weights is not None:
+        warm = Warm.of(chunk, recipe, start.weights, start.signs)
+        if start.skips_evidence and warm.is_complete:
+            return warm.chunk
+    cold = chunk if recipe.evidence_passes == 0 else _with_evidence(network, recipe, score, chunk, question, most)
+    return cold if warm is None else warm.or_else(cold)
 
 
 def _with_evidence(
