@@ -13,7 +13,7 @@ from gfi_lightning.inversion import stages
 from gfi_lightning.inversion.backgrounds import Background, background_function
 from gfi_lightning.inversion.depth import Depth, look
 from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
-from gfi_lightning.inversion.network import Forward, Network
+from gfi_lightning.inversion.network import Forward, Network, several_ranks
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.results import Chunk, Depths, Explanation, Inversion, concatenate
 from gfi_lightning.inversion.scores import (
@@ -25,6 +25,7 @@ from gfi_lightning.inversion.scores import (
     predicted_classes,
     target_scores,
 )
+from gfi_lightning.inversion.start import Start
 
 Images = TypeVar("Images")  # a tensor, a tuple of one, or an array
 
@@ -150,7 +151,12 @@ class GuidedFeatureInversion:
         return tuple(depth.name for depth in self._depths)
 
     def explain(
-        self, images: Tensor, targets: Tensor | int | None = None, *, against: Tensor | int | None = None
+        self,
+        images: Tensor,
+        targets: Tensor | int | None = None,
+        *,
+        against: Tensor | int | None = None,
+        start: Start | None = None,
     ) -> Explanation:
         """Explain why the model gives each image's targets their scores.
 
@@ -161,6 +167,8 @@ class GuidedFeatureInversion:
             targets: class indices, shape (N,), (N, T), or one for all; None: the predicted class.
             against: class indices of the same shape, or one for all: why the target *rather than this class*?
                 Scores are then the target's probability if it were either of the two.
+            start: what was found before for the same images and targets, from where both stages go on; None: from
+                nothing. The maps depend on it. Depths always start from nothing.
 
         Returns:
             The maps and scores, on the images' device.
@@ -169,14 +177,14 @@ class GuidedFeatureInversion:
             UsageError: images, targets, layers or the model's output cannot be used.
         """
         with undisturbed(self._network.model):  # once, not by each stage
-            inversion = self.invert(images)
+            inversion = self.invert(images, start)
             if targets is None:
                 targets = inversion.predicted
             if targets is None:
                 raise UsageError(
                     "targets=None needs logits to predict the class from, and the model's output has none."
                 )
-            return self.refine(inversion, targets, against)
+            return self.refine(inversion, targets, against, start)
 
     def attribute(self, inputs: Images, target: Any = None) -> Images:
         """The heatmaps in Captum's calling convention, for its metrics, those of Quantus, and the like.
@@ -206,47 +214,62 @@ class GuidedFeatureInversion:
             raise UsageError(f"attribute() takes one target per image, and target has shape {shape}.")
         return cast(Images, heatmaps[:, None])
 
-    def invert(self, images: Tensor) -> Inversion:
+    def invert(self, images: Tensor, start: Start | None = None) -> Inversion:
         """Stage 1 (equation 8): the smallest part of each image that yields the same features.
 
         Args:
             images: shape (N, C, H, W), floating point, as the model sees them.
+            start: as in :meth:`explain`.
 
         Raises:
-            UsageError: images, layers or the model's output cannot be used.
+            UsageError: images, layers, the start or the model's output cannot be used.
         """
         _check_images(images)
+        if start is not None:
+            start.check_images(len(images))
         with undisturbed(self._network.model):
             # Clones, as autograd refuses inference tensors, which Lightning's loops hand out.
             if self._takes_channels_last and _gain_by_channels_last(images):
                 put_back = rng_memento()
                 with suppress(RuntimeError):  # of a view() of what is not contiguous
-                    return self._invert_all(images.detach().clone(memory_format=torch.channels_last))
+                    return self._invert_all(images.detach().clone(memory_format=torch.channels_last), start)
                 self._takes_channels_last = False
                 put_back()
-            return self._invert_all(images.detach().clone())
+            return self._invert_all(images.detach().clone(), start)
 
-    def refine(self, inversion: Inversion, targets: Tensor | int, against: Tensor | int | None = None) -> Explanation:
+    def refine(
+        self,
+        inversion: Inversion,
+        targets: Tensor | int,
+        against: Tensor | int | None = None,
+        start: Start | None = None,
+    ) -> Explanation:
         """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
 
         Args:
             inversion: what :meth:`invert` returned.
             targets: class indices, shape (N,), (N, T), or one for all.
             against: as in :meth:`explain`.
+            start: likewise.
 
         Raises:
-            UsageError: the targets have another shape, are none of the model's classes, or are contrasted with
-                themselves.
+            UsageError: the targets or the start have another shape, or targets are none of the model's classes, or
+                contrasted with themselves.
         """
         with undisturbed(self._network.model):
-            targets = _as_targets(targets, inversion.foreground)
+            targets = as_targets(targets, inversion.foreground)
+            if start is not None:
+                start.check_targets(targets)
             others = None if against is None else _as_others(against, targets)
-            most = self.most_at_once(inversion.images)
-            pairs = [
-                self._refine(chunk[rows], question, most)
-                for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others)
-                for rows, question in self._questions(chunk, wanted, unwanted)
-            ]
+            images = inversion.images
+            most = self.most_at_once(images)
+            pairs: list[dict[str, Tensor]] = []
+            done = 0
+            for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
+                for rows, question in self._questions(chunk, wanted, unwanted):
+                    own = None if start is None else start.pairs(done, len(rows))
+                    pairs.append(self._refine(chunk[rows], question, most, own))
+                    done += len(rows)
         fields = {name: part.reshape(targets.shape + part.shape[1:]) for name, part in concatenate(pairs).items()}
         return Explanation(
             foreground=inversion.foreground,
@@ -255,7 +278,7 @@ class GuidedFeatureInversion:
             depths=inversion.depths.stacked(),
             layers=tuple(inversion.depths.layers),
             grids=tuple(inversion.depths.grids),
-            images=inversion.images,
+            images=images,
             predicted=inversion.predicted,
             predicted_score=inversion.predicted_score,
             grid=self._grid(inversion),
@@ -293,6 +316,8 @@ class GuidedFeatureInversion:
         Noisy, kept and removed ones: no more than would take more memory than a training step with N images, whose
         gradients of the weights are not needed here.
         """
+        if several_ranks():  # whatever the number of images on each
+            return 1
         height, width = image_size(images)
         most = 2 * self.chunk_size_for(images)
         if self.chunk_size is None and images.device.type == "cpu":
@@ -306,7 +331,8 @@ class GuidedFeatureInversion:
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
-        A few more may be needed in the first explanation, to find the layer or to get at a gradient.
+        A few more may be needed in the first explanation, to find the layer or to get at a gradient; and fewer than
+        that where a recipe has a tolerance, or where a start makes passes for the evidence needless.
 
         Args:
             images: shape (N, C, H, W).
@@ -319,12 +345,14 @@ class GuidedFeatureInversion:
         stage_2 = [stages.passes_of(recipe, part, self.most_at_once(images)) for part in parts]
         return first, sum(evidence + step * max(recipe.target_steps, 1) for evidence, step in stage_2)
 
-    def _invert_all(self, images: Tensor) -> Inversion:
+    def _invert_all(self, images: Tensor, start: Start | None) -> Inversion:
         background = self._background_of(images)
         if images.device.type == "cuda" and self.chunk_size is None and self.bytes_per_image is None:
             self._invert(images[:1], background[:1])  # which tells how many fit
         chunk_size = self.chunk_size_for(images)
-        parts = zip(images.split(chunk_size), background.split(chunk_size), strict=True)
+        image_parts = images.split(chunk_size)
+        starts = [None] * len(image_parts) if start is None else start.foreground.split(chunk_size)
+        parts = zip(image_parts, background.split(chunk_size), starts, strict=True)
         chunks, depths = zip(*(self._invert(*part) for part in parts), strict=True)
         foreground = torch.cat(list(map(self._foreground, chunks)))
         predicted, score = self._predicted(chunks)
@@ -340,19 +368,19 @@ class GuidedFeatureInversion:
             )
         return torch.empty_like(images).copy_(background)  # of the same memory format, too
 
-    def _invert(self, images: Tensor, background: Tensor) -> tuple[Chunk, Depths]:
+    def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:
         """Stage 1 of images that are optimised together, and of each depth."""
         own, seen = look(self._network, self._depths, images)
-        chunk = stages.invert(self._network, self.recipe, images, background, own)
+        chunk = stages.invert(self._network, self.recipe, images, background, own, start)
         heatmaps = [
             self._foreground(stages.invert(depth, self.recipe, images, background, one))
             for depth, one in zip(self._depths, seen, strict=True)
         ]
         return chunk, Depths(heatmaps, self.layers, [image_size(one.maps[0]) for one in seen])
 
-    def _refine(self, chunk: Chunk, question: Question, most: int) -> dict[str, Tensor]:
+    def _refine(self, chunk: Chunk, question: Question, most: int, start: Start | None) -> dict[str, Tensor]:
         """Stage 2 of pairs of image and target that are optimised together."""
-        return stages.refine(self._network, self.recipe, self.score, chunk, question, most)
+        return stages.refine(self._network, self.recipe, self.score, chunk, question, most, start)
 
     def _grid(self, inversion: Inversion) -> tuple[int, int]:
         """The resolution that the maps come from."""
@@ -415,7 +443,12 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _as_targets(targets: Tensor | int, foreground: Tensor) -> Tensor:
+def as_targets(targets: Tensor | int, foreground: Tensor) -> Tensor:
+    """The targets of N images with foregrounds (N, H, W): a copy, (N,) or (N, T), int64.
+
+    Raises:
+        UsageError: they have another shape, or are no class indices.
+    """
     given = _as_classes(targets, "targets", foreground.device)
     if given.ndim == 0:
         given = given.expand(len(foreground))

@@ -258,6 +258,12 @@ class Network:
         return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
 
 
+def several_ranks() -> bool:
+    """Whether there are several processes: a pass of one may wait for a pass of each other, so all make as many."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 @contextmanager
 def _weighed(model: nn.Module) -> Iterator[dict[int, int]]:
     """The sizes of what a forward pass keeps for its way back, in bytes, by address, without the parameters."""

@@ -252,6 +252,11 @@ class Inversion:
         return [len(chunk.images) for chunk in self.chunks]
 
     @property
+    def weights(self) -> Tensor:
+        """ω after stage 1, (N, K), of all base layers together."""
+        return torch.cat([torch.cat(chunk.weights, 1) for chunk in self.chunks])
+
+    @property
     def images(self) -> Tensor:
         """The images, (N, C, H, W), as the model saw them; of a single chunk they may be no copy."""
         return torch.cat([chunk.images for chunk in self.chunks]).contiguous()

@@ -12,17 +12,20 @@ from torch import Tensor
 
 from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
-from gfi_lightning.inversion.network import Look, Network
+from gfi_lightning.inversion.network import Look, Network, several_ranks
 from gfi_lightning.inversion.optimizer import joined, unit_norm
 from gfi_lightning.inversion.recipes import Recipe, has_range, minmax
 from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
+from gfi_lightning.inversion.start import Start, Warm
 
 Loss = Callable[[Chunk, Tensor, Tensor], Tensor]
 """From images of a chunk, their numbers in it, and their masks to one number for each."""
 
 
-def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look) -> Chunk:
+def invert(
+    network: Network, recipe: Recipe, images: Tensor, background: Tensor, look: Look, start: Tensor | None = None
+) -> Chunk:
     """Stage 1 (equation 8): the part of each image that yields the same features.
 
     Args:
@@ -31,6 +34,7 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
         images: shape (N, C, H, W).
         background: the same shape.
         look: what the network saw in a forward pass over the images.
+        start: an earlier ω, (N, K), see :class:`Start`; None: uniform.
     """
     maps = tuple(_without_dead(one, look.features) for one in look.maps)
     ranges = tuple(_range(one) if recipe.unit_range else torch.ones_like(one[:, :, :1, :1]) for one in maps)
@@ -41,18 +45,25 @@ def invert(network: Network, recipe: Recipe, images: Tensor, background: Tensor,
     optimizers = tuple(map(recipe.optimizer.start, weights))
     signs = tuple(torch.ones_like(one, dtype=torch.int8) for one in weights)
     chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
+    if start is not None:
+        chunk = Warm.of(chunk, recipe, start, None).or_else(chunk)
 
     def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
         kept, _ = blend(part, mask)
         error = recipe.error(network.features(kept), look.features[numbers])
         return error + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
 
-    tolerance = 0.0 if network.is_sharded else recipe.tolerance
-    return _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps, tolerance)
+    return _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps)
 
 
 def refine(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
+    network: Network,
+    recipe: Recipe,
+    score: str | ScoreFunction,
+    chunk: Chunk,
+    question: Question,
+    most: int,
+    start: Start | None = None,
 ) -> dict[str, Tensor]:
     """Stage 2 (equation 9): the part that makes each target's score high, and without which it is low.
 
@@ -63,12 +74,12 @@ def refine(
         chunk: the images after stage 1, one for each target.
         question: the targets, about the rows of the output that the chunk came from.
         most: images that may go through the network at once, if they are not more than there are targets.
+        start: what was found before for each target; None: stage 1's ω, with the evidence.
 
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    if recipe.evidence_passes > 0:
-        chunk = _with_evidence(network, recipe, score, chunk, question, most)
+    chunk = _at_start(network, recipe, score, chunk, question, most, start)
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
@@ -89,8 +100,7 @@ def refine(
         kept, removed = _linearized(wanted, blend(part, mask), numbers, most)
         return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
 
-    tolerance = 0.0 if network.is_sharded else recipe.tolerance
-    chunk = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps, tolerance)
+    chunk = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps)
     if recipe.target_steps == 0:
         with torch.no_grad():
             everyone = torch.arange(len(untouched), device=untouched.device)
@@ -131,11 +141,12 @@ def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
     return multilabel if score == "sigmoid" and multilabel is not None else recipe.target_penalty
 
 
-def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: int, tolerance: float) -> Chunk:
+def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: int) -> Chunk:
     """Some steps from a chunk's ω; an image whose mask a step has moved by less than the tolerance takes no more."""
     moving, numbers = chunk, torch.arange(len(chunk.images), device=chunk.images.device)
     ended: list[tuple[Tensor, Chunk]] = []
     before: Tensor | None = None
+    tolerance = 0.0 if several_ranks() else recipe.tolerance
     for _ in range(steps):
         if tolerance > 0:
             mask = mask_of(moving, recipe, moving.weights)
@@ -205,6 +216,25 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
         heatmaps = mask_of(chunk, recipe, weights).squeeze(1)
     finite = torch.isfinite(heatmaps).flatten(1).all(1) & torch.isfinite(torch.cat(list(weights), 1)).all(1)
     return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
+
+
+def _at_start(
+    network: Network,
+    recipe: Recipe,
+    score: str | ScoreFunction,
+    chunk: Chunk,
+    question: Question,
+    most: int,
+    start: Start | None,
+) -> Chunk:
+    """Where stage 2 begins: at what was found before, and else at stage 1's ω, with the evidence."""
+    warm = None
+    if start is not None and start.weights is not None:
+        warm = Warm.of(chunk, recipe, start.weights, start.signs)
+        if start.skips_evidence and warm.is_complete:
+            return warm.chunk
+    cold = chunk if recipe.evidence_passes == 0 else _with_evidence(network, recipe, score, chunk, question, most)
+    return cold if warm is None else warm.or_else(cold)
 
 
 def _with_evidence(

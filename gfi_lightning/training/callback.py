@@ -126,7 +126,7 @@ class GFICallback(L.Callback):
             sees them, and require one; ``targets`` (N,), int64. Maps are a tensor or an array, (N, h, w) or
             (N, 1, h, w), of any resolution and of any real numbers: negative parts are cut off, each map is divided by
             its maximum, and one that is zero or not finite is left empty. The arguments ``layer`` to ``recipe``,
-            ``keep_weights`` and ``targets="contrast"`` do not go with it.
+            ``keep_weights``, ``warm_start`` and ``targets="contrast"`` do not go with it.
         regions: where in the samples something is known to lie, by name, {"object": ..., "watermark": ...}: for each
             item of the validation set, or, where there are not as many as that, for each sample, a box
             (x0, y0, x1, y1), in pixels of the image as the model sees it, x1 and y1 exclusive, several boxes, a mask
@@ -146,6 +146,10 @@ class GFICallback(L.Callback):
         verbose: say in one line at the start of a fit what is explained and what it will cost, in one at its end where
             things are, and show a progress bar, in the style of the Trainer's own, where an explanation takes longer
             than two seconds. False: nothing but warnings.
+        warm_start: each run starts from what the previous run of this fit has found for the same sample and target,
+            the first one from nothing. That saves, on a single process, the passes for the default recipe's evidence;
+            but the maps are others, and move less: a feature map that once spoke against the target stays subtracted
+            or left out. What was found is in no checkpoint: a resumed fit starts from nothing.
         on_error: "warn": a failure to explain becomes one warning and training goes on; "raise": it ends it.
 
     Raises:
@@ -201,6 +205,7 @@ class GFICallback(L.Callback):
         keep_weights: bool = False,
         name: str | None = None,
         verbose: bool = True,
+        warm_start: bool = False,
         on_error: OnError = "warn",
     ) -> None:
         arguments.check_schedule(schedule, every_n_epochs, every_n_steps)
@@ -224,6 +229,7 @@ class GFICallback(L.Callback):
                 "layers": (layers, None),
                 "recipe": (recipe, "default"),
                 "keep_weights": (keep_weights, False),
+                "warm_start": (warm_start, False),
             },
         )
         check_regions(regions, is_batch(samples))
@@ -231,7 +237,13 @@ class GFICallback(L.Callback):
         arguments.check_curves("prog_bar", prog_bar)
         arguments.check_name(name)
         arguments.check_on_error(on_error)
-        arguments.check_switches(per_class=per_class, per_sample=per_sample, keep_weights=keep_weights, verbose=verbose)
+        arguments.check_switches(
+            per_class=per_class,
+            per_sample=per_sample,
+            keep_weights=keep_weights,
+            verbose=verbose,
+            warm_start=warm_start,
+        )
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         find_recipe(recipe)
@@ -266,6 +278,7 @@ class GFICallback(L.Callback):
                 "forward": forward,
             },
             foreign=None if explainer is None else Foreign.of(explainer, name),
+            warm_start=warm_start,
         )
         self._trainer = None
         self._prefix = ROOT

@@ -17,6 +17,7 @@ from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.results import Chunk, Depths, Inversion
 from gfi_lightning.inversion.scores import Question, describe, scores_of_rows, target_scores
 from gfi_lightning.inversion.stages import blend, cleaned
+from gfi_lightning.inversion.start import Start
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Any]
 
@@ -48,7 +49,7 @@ class ForeignExplainer(GuidedFeatureInversion):
     """Asks somebody else for the maps, and does all else as for our own.
 
     There is no stage 1, but one pass over the untouched images; and for the maps of each chunk one call of the
-    function, and one pass over what they keep and what they remove.
+    function, and one pass over what they keep and what they remove. Nothing starts from what was found before.
 
     The function's images are copies, which require a gradient, as other libraries need something that does; the
     model's parameters do not.
@@ -79,7 +80,7 @@ class ForeignExplainer(GuidedFeatureInversion):
         return chunks[0], chunks[1]
 
     @override
-    def _invert(self, images: Tensor, background: Tensor) -> tuple[Chunk, Depths]:
+    def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:
         with torch.no_grad():
             output = self._network.output(images)
         rows = torch.arange(len(images), device=images.device)
@@ -94,7 +95,7 @@ class ForeignExplainer(GuidedFeatureInversion):
         return self._resolution
 
     @override
-    def _refine(self, chunk: Chunk, question: Question, most: int) -> dict[str, Tensor]:
+    def _refine(self, chunk: Chunk, question: Question, most: int, start: Start | None) -> dict[str, Tensor]:
         maps = self._called(chunk.images, question.targets)
         heatmaps, self._resolution = as_heatmaps(maps, chunk.images, self._foreign.name)
         with torch.no_grad():

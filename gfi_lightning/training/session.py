@@ -37,6 +37,7 @@ from gfi_lightning.training.budget import wait_for_gpu
 from gfi_lightning.training.calling import Call, find_call
 from gfi_lightning.training.dataset_info import label_column, makers_of_items, names_of_classes
 from gfi_lightning.training.foreign import OF_ANY_METHOD, ForeignExplainer
+from gfi_lightning.training.memory import Memory
 from gfi_lightning.training.normalization import fitting_normalization, normalizations
 from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
@@ -126,6 +127,7 @@ class Session:
         self._tracker = CurveTracker(restored if same_samples else {})
         self._floor_of: str | None = restored.get("floor_of") if same_samples else None  # the precision and device
         self._masks: dict[str, Tensor] | None = None
+        self._memory = Memory(skips_evidence=ranks.count == 1) if settings.warm_start else None
         self.base_layers = ""  # in words, once there was a run
         self.floor_seconds = 0.0  # what measuring the noise floor took in the last run
 
@@ -166,15 +168,17 @@ class Session:
             self.ranks.agree(lambda: self._enter(stack, trainer, pl_module))
             batch = self.ranks.agree(lambda: self._prepare(trainer, pl_module))
             numbers = self.ranks.share(len(batch.images))
+            floor_of = f"{trainer.precision} on {pl_module.device.type}"
+            measure_floor = measure_floor and floor_of != self._floor_of
             share = Share(
                 explainer=self._explainer(pl_module, progress),
                 context=trainer.precision_plugin.forward_context,
                 settings=self._settings,
                 given=describe(self._samples.batch),
                 batch=batch.rows(numbers),
+                # The noise floor lies between two maps of which both start cold.
+                memory=None if measure_floor else self._memory,
             )
-            floor_of = f"{trainer.precision} on {pl_module.device.type}"
-            measure_floor = measure_floor and floor_of != self._floor_of
             progress.expect(share.first_passes() * (1 + measure_floor))
             try:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
@@ -256,6 +260,8 @@ class Session:
         explanations: Explanations,
         floors: list[float],
     ) -> Seen:
+        if self._memory is not None:
+            self._memory.keep(inversion, explanations)
         images, labels, present, _ = share.batch
         method = "" if self._settings.foreign is None else self._settings.foreign.name
         samples = sample_records(self._displayable(images), labels, present, inversion, explanations, method)
@@ -427,6 +433,8 @@ class Session:
             )
             self._colors, self._floor_of = colors, None
             self._tracker.forget_maps()
+            if self._memory is not None:
+                self._memory.forget()
 
     def _displayable(self, images: Tensor) -> Tensor:
         found = self._normalization

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from gfi_lightning.errors import UsageError, attempt, raised_by_us
-from gfi_lightning.inversion.guided import GuidedFeatureInversion
+from gfi_lightning.inversion.guided import GuidedFeatureInversion, as_targets
 from gfi_lightning.inversion.layers import LayerLike
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
+from gfi_lightning.inversion.start import Start
 from gfi_lightning.training.batches import SplitBatch
 from gfi_lightning.training.foreign import Foreign
+from gfi_lightning.training.memory import Memory
 from gfi_lightning.training.regions import Regions
 from gfi_lightning.training.samples import as_names
 
@@ -44,6 +46,7 @@ class Settings:
     dataloader_idx: int = 0
     explainer: dict[str, Any] = field(default_factory=dict)
     foreign: Foreign | None = None
+    warm_start: bool = False
 
 
 class Batch(NamedTuple):
@@ -90,6 +93,7 @@ class Share:
         settings: what the user asked for.
         given: what the samples came in, in words.
         batch: the n samples.
+        memory: what the previous run has found for them; None: they start cold.
     """
 
     explainer: GuidedFeatureInversion
@@ -97,6 +101,7 @@ class Share:
     settings: Settings
     given: str
     batch: Batch
+    memory: Memory | None = None
 
     @property
     def chunk_size(self) -> int:
@@ -106,7 +111,8 @@ class Share:
     def first_passes(self) -> int:
         """Forward passes of stage 1, and of stage 2 for the targets that every sample has.
 
-        As if that were one, where a function chooses them.
+        As if that were one, where a function chooses them. There are fewer where what the previous run has found
+        makes some needless.
         """
         targets = self.settings.targets
         return sum(self.explainer.passes(self.batch.images, len(targets) if isinstance(targets, list) else 1))
@@ -121,9 +127,10 @@ class Share:
         with self._explaining():
             inversion = self._invert()
             self._check_classes(inversion)
-            targets, against = self._first_targets(inversion)
-            explanation = self.explainer.refine(inversion, targets, against)
-            return inversion, [(list(range(len(self.batch.images))), explanation)]
+            wanted, against = self._first_targets(inversion)
+            targets, numbers = as_targets(wanted, inversion.foreground), list(range(len(self.batch.images)))
+            explanation = self.explainer.refine(inversion, targets, against, self._start(numbers, targets, against))
+            return inversion, [(numbers, explanation)]
 
     def explain_nudged(self, explanation: Explanation) -> Explanation:
         """The same once more, of images that are changed by no more than rounding may: what differs is arithmetic's."""
@@ -164,7 +171,9 @@ class Share:
         if not chosen.any():
             return []
         with self._explaining():
-            explanation = self.explainer.refine(inversion.select(chosen), turn.targets[chosen])
+            numbers, targets = chosen.nonzero().flatten().tolist(), turn.targets[chosen]
+            start = self._start(numbers, targets, None)
+            explanation = self.explainer.refine(inversion.select(chosen), targets, start=start)
         if not turn.chosen.any():
             return []
         return [(turn.chosen.nonzero().flatten().tolist(), explanation.select(turn.chosen[chosen]))]
@@ -206,9 +215,13 @@ class Share:
             )
         return [row or [predicted] for row, predicted in zip(present, inversion.predicted.tolist(), strict=True)]
 
+    def _start(self, numbers: list[int], targets: Tensor, against: Tensor | None) -> Start | None:
+        return None if self.memory is None else self.memory.of_targets(numbers, targets, against)
+
     def _invert(self) -> Inversion:
+        start = None if self.memory is None else self.memory.of_images()
         try:
-            return self.explainer.invert(self.batch.images)
+            return self.explainer.invert(self.batch.images, start)
         except _WRONG_CALL as error:
             own = [self.settings.explainer[name] for name in ("forward", "background", "score")]
             if any(map(callable, own)) or raised_by_us(error):  # the user's own code, or ours, may be what failed

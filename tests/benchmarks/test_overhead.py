@@ -98,4 +98,4 @@ def test_a_real_training_is_compared_with_what_the_callback_says(tmp_path, monke
         assert 0 < row["share_said"] < 1
         assert 0 < row["share_of_end"] < row["share_of_hooks"] < 1
         assert row["share_on_top"] < 1
-    assert f"| None | median {unlimited['share_said']:.1%} | " in capsys.readouterr().out
+    assert f"| 1 | median {unlimited['share_said']:.1%} | " in capsys.readouterr().out

@@ -72,6 +72,8 @@ OPTIONS = {
     "contrast": {"targets": "contrast"},
     "present": {"targets": "present", "score": "sigmoid", "samples": several_labels()},
     "depths": {"layers": ["network.fine", "network.coarse"]},
+    # Predictions come and go, and with them the pairs that one rank knows and the other does not.
+    "warm start": {"warm_start": True, "recipe": "default", "layer": "network.coarse"},
 }
 
 

@@ -428,6 +428,7 @@ MISTAKES = {
             "layers": ["network.fine", "network.coarse"],
             "recipe": "paper",
             "keep_weights": True,
+            "warm_start": True,
         }.items()
     },
     "contrast": (

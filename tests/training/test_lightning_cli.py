@@ -240,6 +240,7 @@ VALUES = [
     ({"per_sample": "true"}, True),
     ({"prog_bar": "[preserved, drift]"}, ["preserved", "drift"]),
     ({"keep_weights": "true"}, True),
+    ({"warm_start": "true"}, True),
     ({"name": "late"}, "late"),
     ({"on_error": "raise"}, "raise"),
 ]
