@@ -30,9 +30,9 @@ from gfi_lightning.inversion.start import Start
 Images = TypeVar("Images")  # a tensor, a tuple of one, or an array
 
 _LARGEST_CHUNK = 32
-# On two CPU cores a pass of 14 images of 224 × 224 takes, by image, 1.5 times as long as one of 7 through MobileNetV2,
-# and 1.2 times through ResNet-50: large tensors are given back to the system, and asked for again.
-_LARGEST_PASS_ON_CPU = 8 * 224 * 224  # pixels
+# On two CPU cores a pass of 14 images of 224 × 224 takes, by image, 1.3 times as long as one of 4 through MobileNetV2,
+# and 1.1 times through ResNet-50: large tensors are given back to the system, and asked for again.
+_LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
 _SMALL = 128 * 128  # pixels
 
@@ -70,8 +70,8 @@ class GuidedFeatureInversion:
             for something else than classes, say for regions. It is asked about some of the images at a time. Its
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.
-        chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32, on a CPU no
-            more than 400,000 pixels, and on a GPU no more than fit in half of the memory that is free at first.
+        chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32; on a CPU
+            no more than 200,000 pixels, and of large ones half; on a GPU no more than half of the free memory holds.
             In float32 the optimisation amplifies rounding, which differs between chunk sizes: compare maps
             that were made with the same one.
         generator: for the "noise" background; the same seed gives the same map.
@@ -262,11 +262,11 @@ class GuidedFeatureInversion:
                 start.check_targets(targets)
             others = None if against is None else _as_others(against, targets)
             images = inversion.images
-            most = self.most_at_once(images)
+            size, most = self.chunk_size_for(images), self.most_at_once(images)
             pairs: list[dict[str, Tensor]] = []
             done = 0
             for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
-                for rows, question in self._questions(chunk, wanted, unwanted):
+                for rows, question in self._questions(chunk, wanted, unwanted, size):
                     own = None if start is None else start.pairs(done, len(rows))
                     pairs.append(self._refine(chunk[rows], question, most, own))
                     done += len(rows)
@@ -289,8 +289,7 @@ class GuidedFeatureInversion:
         """How many images of this size, (N, C, H, W), are optimised at once."""
         if self.chunk_size is not None:
             return self.chunk_size
-        height, width = image_size(images)
-        most = _LARGEST_PASS_ON_CPU // (height * width) if images.device.type == "cpu" else self._room_on_gpu(images)
+        most = _most_on_cpu(images) if images.device.type == "cpu" else self._room_on_gpu(images)
         return min(max(most, 1), _LARGEST_CHUNK)
 
     def _room_on_gpu(self, images: Tensor) -> int:
@@ -318,10 +317,9 @@ class GuidedFeatureInversion:
         """
         if several_ranks():  # whatever the number of images on each
             return 1
-        height, width = image_size(images)
         most = 2 * self.chunk_size_for(images)
         if self.chunk_size is None and images.device.type == "cpu":
-            most = min(most, _LARGEST_PASS_ON_CPU // (height * width))
+            most = min(most, _most_on_cpu(images))
         kept = self.bytes_per_image
         if kept is not None:
             of_weights = sum(one.nbytes for one in self._network.model.parameters())
@@ -338,17 +336,26 @@ class GuidedFeatureInversion:
             images: shape (N, C, H, W).
             targets: of each image.
         """
-        size, recipe = self.chunk_size_for(images), self.recipe
-        chunks = _parts(len(images), size)
-        first = len(chunks) * (1 + recipe.inversion_steps * (1 + len(self._depths)))
-        parts = [part for chunk in chunks for part in _parts(chunk * targets, size)]
-        stage_2 = [stages.passes_of(recipe, part, self.most_at_once(images)) for part in parts]
-        return first, sum(evidence + step * max(recipe.target_steps, 1) for evidence, step in stage_2)
+        chunks = _parts(len(images), self.chunk_size_for(images))
+        first = len(chunks) * (1 + self.recipe.inversion_steps * (1 + len(self._depths)))
+        return first, self.refining_passes(images, [chunk * targets for chunk in chunks])
+
+    def refining_passes(self, images: Tensor, pairs: Sequence[int]) -> int:
+        """How many forward passes stage 2 takes for these images, (N, C, H, W).
+
+        Args:
+            images: of the inversion that is refined.
+            pairs: of image and target, in each chunk of it.
+        """
+        size, most = self.chunk_size_for(images), self.most_at_once(images)
+        parts = [part for chunk in pairs for part in _parts(chunk, size)]
+        of_parts = [stages.passes_of(self.recipe, part, most) for part in parts]
+        return sum(evidence + step * max(self.recipe.target_steps, 1) for evidence, step in of_parts)
 
     def _invert_all(self, images: Tensor, start: Start | None) -> Inversion:
         background = self._background_of(images)
         if images.device.type == "cuda" and self.chunk_size is None and self.bytes_per_image is None:
-            self._invert(images[:1], background[:1])  # which tells how many fit
+            self._invert(images[:1], background[:1], None)  # which tells how many fit
         chunk_size = self.chunk_size_for(images)
         image_parts = images.split(chunk_size)
         starts = [None] * len(image_parts) if start is None else start.foreground.split(chunk_size)
@@ -400,14 +407,16 @@ class GuidedFeatureInversion:
         assert columns is not None
         yield from zip(inversion.chunks, columns, other_columns or [None] * len(columns), strict=True)
 
-    def _questions(self, chunk: Chunk, targets: Tensor, others: Tensor | None) -> Iterator[tuple[Tensor, Question]]:
-        """Rows of the chunk and what is asked about each, at most a chunk of them at once; targets: (n, T)."""
+    def _questions(
+        self, chunk: Chunk, targets: Tensor, others: Tensor | None, size: int
+    ) -> Iterator[tuple[Tensor, Question]]:
+        """Rows of the chunk and what is asked about each, so many at once; targets: (n, T)."""
         for argument, classes in (("targets", targets), ("against", others)):
             if classes is not None:
                 check_targets(classes, chunk.output, self.score, argument)
         owners = torch.arange(len(targets), device=targets.device).repeat_interleave(targets.shape[1])
         every = Question(chunk.rows[owners], targets.flatten(), None if others is None else others.flatten())
-        for pairs in torch.arange(len(owners), device=owners.device).split(self.chunk_size_for(chunk.images)):
+        for pairs in torch.arange(len(owners), device=owners.device).split(size):
             yield owners[pairs], every[pairs]
 
     def _predicted(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -420,6 +429,16 @@ class GuidedFeatureInversion:
         pairs = zip(chunks, predicted, strict=True)
         scores = [target_scores(chunk.output, classes, self.score) for chunk, classes in pairs]
         return torch.cat(predicted), torch.cat(scores)
+
+
+def _most_on_cpu(images: Tensor) -> int:
+    """How many images go through the network at once on a CPU.
+
+    Of large ones no more than half, as with all of them the process needs about as much memory as for a training step.
+    """
+    height, width = image_size(images)
+    most = _LARGEST_PASS_ON_CPU // (height * width)
+    return most if height * width < _SMALL or several_ranks() else max(min(most, len(images) // 2), 1)
 
 
 def _gain_by_channels_last(images: Tensor) -> bool:

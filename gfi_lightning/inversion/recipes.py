@@ -154,7 +154,7 @@ class Recipe:
         one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
             otherwise it starts afresh.
         tolerance: a stage ends for an image as soon as a step has moved its mask, in [0, 1], by less than this on
-            average; the others go on without it. 0: all steps are taken, as they always are where there are several ranks.
+            average; the others go on without it. 0: all steps are taken, as they always are among several ranks.
 
     Raises:
         UsageError: an attribute is out of range.

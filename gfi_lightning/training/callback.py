@@ -117,8 +117,8 @@ class GFICallback(L.Callback):
             data module or the module holds and the images can have gone through. Without one, images within [0, 1]
             are shown as they are, others by their own range.
         std: standard deviation of the images' normalisation, one number per channel; goes with ``mean``.
-        chunk_size: how many images are optimised at once; None: at most 32, on a CPU no more than 400,000 pixels, and
-            on a GPU no more than fit in half of the memory that is free at the first run.
+        chunk_size: how many images are optimised at once; None: at most 32, on a CPU no more than 200,000 pixels and
+            of large ones half, and on a GPU no more than fit in half of the memory that is free at the first run.
         forward: how to get the model's output, a callable (module, images) → output; None: ``module(images)``, or as
             its forward takes them, by name or in a batch; or its only network, where the module has no forward.
         explainer: another method, filmed in the same way: a function (model, images, targets) → maps. ``model`` is

@@ -1,6 +1,6 @@
 """Maps that another method makes, shown and judged as our own are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,6 +78,10 @@ class ForeignExplainer(GuidedFeatureInversion):
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         chunks = [-(-count // self.chunk_size_for(images)) for count in (len(images), targets * len(images))]
         return chunks[0], chunks[1]
+
+    @override
+    def refining_passes(self, images: Tensor, pairs: Sequence[int]) -> int:
+        return sum(-(-count // self.chunk_size_for(images)) for count in pairs)
 
     @override
     def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:

@@ -119,8 +119,9 @@ class Share:
 
     def further_passes(self, inversion: Inversion, turns: Sequence["Turn"]) -> int:
         """Forward passes of stage 2 for more targets."""
-        chunks = [int(part.sum()) for turn in turns for part in turn.chosen.split(inversion.chunk_sizes)]
-        return sum(self.explainer.passes(self.batch.images[:count])[1] for count in chunks if count > 0)
+        chunks = [[int(part.sum()) for part in turn.chosen.split(inversion.chunk_sizes)] for turn in turns]
+        passes = self.explainer.refining_passes
+        return sum(passes(self.batch.images[: sum(counts)], counts) for counts in chunks if sum(counts) > 0)
 
     def explain_targets(self) -> tuple[Inversion, Explanations]:
         """Stage 1, and stage 2 for the targets that every sample has."""

@@ -306,7 +306,7 @@ EVERY = [0, 1, 3, 5]
 FAULTS = {
     ("forward", 0): ([0, 1, 5], "could not explain the model, .*RuntimeError: cat on the keyboard"),
     ("forward", 1): ([0, 1, 5], "could not explain the model, .*RuntimeError: cat on the keyboard"),
-    ("memory", 1): (EVERY, "ran out of memory with 4 images at once, and goes on with 1"),
+    ("memory", 1): (EVERY, "ran out of memory with 4 images at once, and goes on with 2"),
     ("transfer", 1): ([0, 1, 5], "could not bring the samples to the model, .*no way there"),
     ("loader", 1): ([3, 5], "could not get the validation loader, .*server is down"),
     ("data set", 0): ([3, 5], "could not read its samples, .*image file is truncated"),
