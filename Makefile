@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo shortcut pictures docs test check versions clean
+.PHONY: demo shortcut pictures docs performance test check versions clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
@@ -20,6 +20,9 @@ pictures: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+performance: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/performance.py --data ../shared/data/voc07
 
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto

@@ -17,7 +17,6 @@ import ctypes
 import gc
 import json
 import logging
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.machine import device_name
 from bench.tables import table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,14 +128,6 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return table(header, lines)
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ and insertion − deletion says what the maps are worth.
 import argparse
 import json
 import logging
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from bench.cases import Batch, batches
 from bench.cost import counted, seconds
 from bench.experiments import right_cases
 from bench.floor import BarePasses, Floor
+from bench.machine import device_name
 from bench.methods import Method, find_methods, reference_method
 from bench.networks import Network, find_network, peer_layers
 from bench.release import as_released
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("gfi_lightning").setLevel(logging.WARNING)
     report = {"machine": machine(options.device), "floor": floors(options)}
     write(options, report)
-    print(floor_table(report["floor"]))
+    print(floor_table(report["floor"]) + "\n")
     if options.data is not None:
         report["others"] = others(options)
         write(options, report)
@@ -99,18 +99,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def machine(device: str) -> dict[str, Any]:
     """What all this was measured on."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def processor() -> str:
-    """The CPU's name, where the system tells it."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def floors(options: argparse.Namespace) -> list[dict[str, Any]]:
