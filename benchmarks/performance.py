@@ -52,8 +52,7 @@ PARTS = (
         """\
 An explanation's time as a ratio to bare passes through the network, run in turns with it: the median of the rounds,
 and their middle half. *All passes* are those that the recipe asks for, of the same shapes and in the same memory
-format; *steps alone* leaves out the first look at the images and the evidence, which are work as well; *as given* are
-all passes in the memory format in which the images came. The bar is 1.10 over all passes.
+format; *steps alone* leaves out the first look at the images and the evidence, which are work as well. The bar is 1.10.
 
 The second table: other methods on the same photographs of VOC 2007's test set, in turns with ours and in batches of 8,
 by a MobileNetV2 with ImageNet weights. The release takes one image at a time, as it was made. Intervals: 95 %.""",

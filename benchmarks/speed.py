@@ -2,8 +2,7 @@
 
 The floor: bare passes through the network, of the shapes that the explanation has and in the same memory format, are
 run in turns with the explanation itself. "all passes" are those that the recipe asks for; "steps alone" leaves out the
-first look at the images and the evidence, which are work as well; "as given" are all passes in the memory format in
-which the images came.
+first look at the images and the evidence, which are work as well.
 
 With --data, the others: each method explains the same photographs in turns with the default recipe, in batches of 8,
 and insertion − deletion says what the maps are worth.
@@ -130,20 +129,19 @@ def beside_the_floor(
     (chunk, *_) = gfi.invert(images).chunks
     is_last = chunk.images.is_contiguous(memory_format=torch.channels_last)
     same = images.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    bare, as_given = BarePasses(model, gfi, same), BarePasses(model, gfi, images)
+    bare = BarePasses(model, gfi, same)
     bare.measure()
 
-    def one_round() -> tuple[float, Floor, Floor]:
-        floor, ours = bare.measure(), seconds(lambda: gfi.explain(images, targets), images.device)
-        return ours, floor, as_given.measure() if is_last else floor
+    def one_round() -> tuple[float, Floor]:
+        floor = bare.measure()
+        return seconds(lambda: gfi.explain(images, targets), images.device), floor
 
     rounds = repeated(one_round, patience)
     return {
         "chunks": [len(part) for part in images.split(gfi.chunk_size_for(images))],
         "memory format": "channels last" if is_last else "as given",
-        "all passes": [ours / floor.total for ours, floor, _ in rounds],
-        "steps alone": [ours / floor.steps for ours, floor, _ in rounds],
-        "as given": [ours / given.total for ours, _, given in rounds],
+        "all passes": [ours / floor.total for ours, floor in rounds],
+        "steps alone": [ours / floor.steps for ours, floor in rounds],
     }
 
 
@@ -157,7 +155,7 @@ def repeated(one_round: Callable[[], Measured], patience: float) -> list[Measure
 
 def floor_table(rows: Sequence[dict[str, Any]]) -> str:
     """An explanation's time over that of bare passes: the median of the rounds, and their middle half."""
-    columns = ("all passes", "steps alone", "as given")
+    columns = ("all passes", "steps alone")
     header = ["network", "px", "recipe", "batch", *(f"over {column}" for column in columns), "memory format"]
     lines = [
         [

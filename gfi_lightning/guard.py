@@ -64,7 +64,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     if id(module) in _AT_WORK:
         yield
         return
-    parts = [thing for thing in reachable([module]) if isinstance(thing, nn.Module)]
+    parts = _modules_within(module)
     with ExitStack() as stack:
         stack.callback(_AT_WORK.discard, id(module))
         _AT_WORK.add(id(module))
@@ -139,7 +139,7 @@ def lent(module: nn.Module) -> Iterator[None]:
     ``requires_grad``, buffers, hooks, and which parameters and parts there are, are put back, and so are the weights of
     a model that is not large.
     """
-    parts = [thing for thing in reachable([module]) if isinstance(thing, nn.Module)]
+    parts = _modules_within(module)
     parameters = [one for part in parts for one in part.parameters(recurse=False)]
     before = [(one, one.grad, one.requires_grad) for one in parameters]
     members = [
@@ -244,11 +244,17 @@ def _without_reentrant_checkpointing() -> Iterator[None]:
         del CheckpointFunction.apply  # and there is the inherited one again
 
 
-def reachable(roots: Iterable[Any], others: bool = False, variables: bool = False) -> Iterator[Any]:
+def _modules_within(module: nn.Module) -> list[nn.Module]:
+    """The module and all others that it can reach, also those in containers of the user's."""
+    return [thing for thing in reachable([module], empty=False) if isinstance(thing, nn.Module)]
+
+
+def reachable(roots: Iterable[Any], others: bool = False, variables: bool = False, empty: bool = True) -> Iterator[Any]:
     """All things that can be reached from some, each once; a few levels deep, below each module anew.
 
     Args:
         roots: where to begin.
+        empty: whether containers that hold nothing are told as well.
         others: whether objects of installed packages, other than modules, are there, too.
         variables: whether those of the user's functions are that are kept in attributes and containers; those of
             a module's hooks always are.
@@ -271,10 +277,12 @@ def reachable(roots: Iterable[Any], others: bool = False, variables: bool = Fals
             # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
             depths[id(vars(thing).get("_parameters"))] = 0
         if depth < _DEEPEST:
-            waiting += [(held, depth + 1) for held in _held_by(thing, variables)]
+            held = [one for one in _held_by(thing, variables) if type(one) not in _SIMPLE]
+            waiting += [(one, depth + 1) for one in held if empty or type(one) not in _CONTAINERS or one]
 
 
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_SIMPLE = {bool, int, float, str, type(None)}  # most of what a module holds
 _FUNCTIONS = (FunctionType, MethodType, partial)
 _DEEPEST = 4
 _MANY = 1000

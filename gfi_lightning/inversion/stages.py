@@ -14,7 +14,7 @@ from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.network import Look, Network, several_ranks
 from gfi_lightning.inversion.optimizer import joined, unit_norm
-from gfi_lightning.inversion.recipes import Recipe, has_range, minmax
+from gfi_lightning.inversion.recipes import Recipe, minmax
 from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
 from gfi_lightning.inversion.start import Start, Warm
@@ -91,9 +91,9 @@ def refine(
         output = network.output(torch.cat(list(images)))
         values = _objective(recipe, score, asked, output)
         is_score = callable(score) or not recipe.log_odds
-        scores = values if is_score else target_scores(output, asked.targets, score, asked.against)
+        scores = values.detach() if is_score else values.detach().sigmoid()  # the probability of these log-odds
         # Each time, because this may be the last pass of some.
-        seen[versions, numbers] = scores.detach().to(seen).unflatten(0, (len(images), -1))
+        seen[versions, numbers] = scores.to(seen).unflatten(0, (len(images), -1))
         return values
 
     def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, loss: Loss, penalty: fl
     """One step of so many."""
     weights = tuple(one.detach().requires_grad_() for one in chunk.weights)
     total = loss(chunk, numbers, mask_of(chunk, recipe, weights))
-    total = total + penalty * sum(map(recipe.penalty, weights))
+    if penalty > 0:
+        total = total + penalty * sum(map(recipe.penalty, weights))
     # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
     gradients = torch.autograd.grad(total.sum(), weights)
     learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
@@ -206,8 +207,13 @@ def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     if not finer:
         return coarsest
     masks = [*finer, coarsest**recipe.coarsest_power]
-    product = math.prod(torch.where(has_range(one), mask, 1.0) for one, mask in zip(sums, masks, strict=True))
+    product = math.prod(torch.where(_tells(mask), mask, 1.0) for mask in masks)
     return minmax(torch.as_tensor(product))
+
+
+def _tells(mask: Tensor) -> Tensor:
+    """Whether each mask (N, 1, H, W) is not zero everywhere: (N, 1, 1, 1), bool."""
+    return mask.detach().amax((2, 3), keepdim=True) > 0
 
 
 def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
