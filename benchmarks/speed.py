@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder with JPEGImages and Annotations; none: no other methods")
     parser.add_argument("--ids", type=Path, help="list of the images")
     parser.add_argument("--network", default="mobilenet_v2_100", help="for them; module:function, or of bench.networks")
-    parser.add_argument("--limit", type=int, default=16, help="images (%(default)s)")
+    parser.add_argument("--limit", type=int, default=8, help="images (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="of images (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/speed.json"))
     options = parser.parse_args(arguments)

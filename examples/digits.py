@@ -176,6 +176,7 @@ def main() -> None:
                 num_samples=16,
                 layers=["features.2", "features.5", "features.8", "features.12"],  # the ReLUs: what each still sees
                 regions={LARGER: val.boxes[:, 0], SMALLER: val.boxes[:, 1]},
+                max_overhead=1,  # a film of every epoch, however slow the machine
             )
         ],
         enable_model_summary=False,

@@ -109,6 +109,7 @@ def train(name: str, options: argparse.Namespace) -> Run:
                 schedule="log",  # a shortcut is learned early
                 regions={"patch": val.patches},
                 alarm={"patch": ALARM},
+                max_overhead=1,  # no frame is left out, however slow the machine
             )
         ],
         enable_model_summary=False,

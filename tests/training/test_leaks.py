@@ -72,7 +72,7 @@ def hooks(module):
 def test_500_runs_leave_no_more_behind_than_10(tmp_path):
     data = DataLoader(TensorDataset(torch.rand(2 * RUNS + 2, 3, 2, 16), torch.arange(2 * RUNS + 2) % 2), 2)
     meter = Meter(10, 100, 250, RUNS)
-    callback = quick_callback(every_n_steps=1, num_samples=1)
+    callback = quick_callback(every_n_steps=1, num_samples=1, max_overhead=1)
     trainer = make_trainer(tmp_path, callback, meter, max_steps=RUNS + 1, limit_val_batches=0)
     trainer.fit(Tiny(), data, data)
     assert History.load(trainer.log_dir).steps == list(range(RUNS + 1))
