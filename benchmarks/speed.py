@@ -126,8 +126,7 @@ def beside_the_floor(
     """How many times as long as bare passes an explanation takes, by round."""
     targets = torch.arange(len(images), device=images.device)
     gfi.explain(images, targets)  # finds the layers
-    (chunk, *_) = gfi.invert(images).chunks
-    is_last = chunk.images.is_contiguous(memory_format=torch.channels_last)
+    is_last = gfi.channels_last
     same = images.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     bare = BarePasses(model, gfi, same)
     bare.measure()

@@ -228,14 +228,16 @@ class GuidedFeatureInversion:
         if start is not None:
             start.check_images(len(images))
         with undisturbed(self._network.model):
-            # Clones, as autograd refuses inference tensors, which Lightning's loops hand out.
-            if self._takes_channels_last and _gain_by_channels_last(images):
+            # A clone, as autograd refuses inference tensors, which Lightning's loops hand out.
+            images = images.detach().clone()
+            if self._lay_out_for(images):
                 put_back = rng_memento()
                 with suppress(RuntimeError):  # of a view() of what is not contiguous
-                    return self._invert_all(images.detach().clone(memory_format=torch.channels_last), start)
+                    return self._invert_all(images, start)
                 self._takes_channels_last = False
+                self._lay_out_for(images)
                 put_back()
-            return self._invert_all(images.detach().clone(), start)
+            return self._invert_all(images, start)
 
     def refine(
         self,
@@ -262,6 +264,7 @@ class GuidedFeatureInversion:
                 start.check_targets(targets)
             others = None if against is None else _as_others(against, targets)
             images = inversion.images
+            self._lay_out_for(inversion.chunks[0].images)
             size, most = self.chunk_size_for(images), self.most_at_once(images)
             pairs: list[dict[str, Tensor]] = []
             done = 0
@@ -299,6 +302,11 @@ class GuidedFeatureInversion:
             reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             self._room = int((torch.cuda.mem_get_info(device)[0] + reserved) / 2 / max(self.bytes_per_image, 1))
         return _LARGEST_CHUNK if self._room is None else self._room
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the model was given the last images with their channels last."""
+        return self._network.channels_last
 
     @property
     def bytes_per_image(self) -> float | None:
@@ -352,6 +360,18 @@ class GuidedFeatureInversion:
         of_parts = [stages.passes_of(self.recipe, part, most) for part in parts]
         return sum(evidence + step * max(self.recipe.target_steps, 1) for evidence, step in of_parts)
 
+    def _lay_out_for(self, images: Tensor) -> bool:
+        """Have the model get such images with the channels last, if it takes them and gains by that.
+
+        Returns:
+            Whether that was our choice; images that come with the channels last stay so in any case.
+        """
+        chosen = self._takes_channels_last and _gain_by_channels_last(images)
+        given = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        for network in (self._network, *self._depths):
+            network.channels_last = chosen or given
+        return chosen
+
     def _invert_all(self, images: Tensor, start: Start | None) -> Inversion:
         background = self._background_of(images)
         if images.device.type == "cuda" and self.chunk_size is None and self.bytes_per_image is None:
@@ -373,7 +393,7 @@ class GuidedFeatureInversion:
             raise UsageError(
                 f"background= returned {describe(background)}; expected are images of shape {tuple(images.shape)}."
             )
-        return torch.empty_like(images).copy_(background)  # of the same memory format, too
+        return background.to(images)
 
     def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:
         """Stage 1 of images that are optimised together, and of each depth."""

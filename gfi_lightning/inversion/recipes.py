@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,35 @@ def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
     Returns:
         Shape (N, 1, H, W); all zero for an image whose weighted sum is constant.
     """
-    return F.interpolate(minmax(weighted_sum), size=size, mode="bilinear", align_corners=False)
+    return upsample(minmax(weighted_sum), size, align_corners=False)
+
+
+def upsample(maps: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Bilinear upsampling as by ``F.interpolate``, whose way back is slow on a CPU and not deterministic on a GPU.
+
+    Args:
+        maps: shape (N, 1, h, w).
+        size: (H, W).
+        align_corners: see ``F.interpolate``.
+
+    Returns:
+        Shape (N, 1, H, W).
+    """
+    # Products of float64, which no setting or autocast rounds to half precision; MPS has none.
+    dtype = torch.float64 if maps.device.type != "mps" else maps.dtype
+    rows, columns = (
+        _interpolation(*lengths, align_corners).to(maps.device, dtype)
+        for lengths in zip(maps.shape[2:], size, strict=True)
+    )
+    return (rows @ maps.to(dtype) @ columns.T).to(maps.dtype)
+
+
+@cache
+def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
+    """The matrix (long, short) of linear interpolation."""
+    with torch.inference_mode(False):
+        unit = torch.eye(short, dtype=torch.float64)[None]
+        return F.interpolate(unit, size=long, mode="linear", align_corners=align_corners)[0].T
 
 
 def minmax(maps: Tensor) -> Tensor:
@@ -52,7 +81,7 @@ def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
     Returns:
         Shape (N, 1, H, W); all zero for an image whose weighted sum is constant or nowhere positive.
     """
-    upsampled = F.interpolate(weighted_sum, size=size, mode="bilinear", align_corners=True)
+    upsampled = upsample(weighted_sum, size, align_corners=True)
     low, high = _limits(upsampled)
     return _divide_or_zero(upsampled - low, high, evident=has_range(weighted_sum) & (high > 0))
 
