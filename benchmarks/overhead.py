@@ -46,8 +46,8 @@ from it. In the second an epoch takes as long as its training and its validation
 run / (epoch + run). The third drives the callback's own budget by a clock that is fed these times.
 
 The network has learned nothing, so that nearly all of the 8 predictions are wrong, and two classes of each image are
-explained: the dearest case. Images lie in memory: in a training that waits for its data the shares are smaller. The
-budget does not count what is drawn once at the end, which takes longer after more runs: it is in the first table only.
+explained: the dearest case. Images lie in memory: in a training that waits for its data the shares are smaller. What is
+drawn once at the end, which takes longer after more runs, is in the first table only.
 """
 REAL_CAPTION = """\
 All shares are of the wall time of a training with the callback. "It says" is its own log line. "Its hooks" is the time

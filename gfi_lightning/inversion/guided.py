@@ -1,7 +1,6 @@
 """Guided feature inversion over a batch of images (Du, Liu, Song, Hu: KDD 2018, arXiv 1804.00506)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import torch
@@ -71,7 +70,8 @@ class GuidedFeatureInversion:
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.
         chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32; on a CPU
-            no more than 200,000 pixels, and of large ones half; on a GPU no more than half of the free memory holds.
+            about 200,000 pixels, and of 128 × 128 px or more half of the images; on a GPU what half of the free memory
+            holds.
             In float32 the optimisation amplifies rounding, which differs between chunk sizes: compare maps
             that were made with the same one.
         generator: for the "noise" background; the same seed gives the same map.
@@ -136,8 +136,9 @@ class GuidedFeatureInversion:
             raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
         self._background = background_function(background, generator)
         self.chunk_size = chunk_size
-        self._takes_channels_last = True  # as long as nothing else is known
-        self._room: int | None = None
+        # As long as nothing else is known; scores of the user's may need the output in one piece.
+        self._takes_channels_last = not callable(score)
+        self._free_on_gpu: int | None = None
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:
@@ -230,13 +231,16 @@ class GuidedFeatureInversion:
         with undisturbed(self._network.model):
             # A clone, as autograd refuses inference tensors, which Lightning's loops hand out.
             images = images.detach().clone()
-            if self._lay_out_for(images):
-                put_back = rng_memento()
-                with suppress(RuntimeError):  # of a view() of what is not contiguous
-                    return self._invert_all(images, start)
-                self._takes_channels_last = False
-                self._lay_out_for(images)
-                put_back()
+            self._lay_out_for(images)
+            put_back = rng_memento()
+            try:
+                return self._invert_all(images, start)
+            except RuntimeError as error:
+                if not (self._chooses_channels_last_for(images) and "view size is not compatible" in str(error)):
+                    raise
+            self._takes_channels_last = False
+            self._lay_out_for(images)
+            put_back()
             return self._invert_all(images, start)
 
     def refine(
@@ -297,11 +301,13 @@ class GuidedFeatureInversion:
 
     def _room_on_gpu(self, images: Tensor) -> int:
         """How many images' passes fit in half of the memory that is free; asked once, so that chunks stay the same."""
-        if self._room is None and images.device.type == "cuda" and self.bytes_per_image is not None:
-            device = images.device
-            reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            self._room = int((torch.cuda.mem_get_info(device)[0] + reserved) / 2 / max(self.bytes_per_image, 1))
-        return _LARGEST_CHUNK if self._room is None else self._room
+        kept = self._network.bytes_per_image(images)
+        if images.device.type != "cuda" or kept is None or several_ranks():  # which need chunks of the same size
+            return _LARGEST_CHUNK
+        if self._free_on_gpu is None:
+            reserved = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)
+            self._free_on_gpu = torch.cuda.mem_get_info(images.device)[0] + reserved
+        return int(self._free_on_gpu / 2 / max(kept, 1))
 
     @property
     def channels_last(self) -> bool:
@@ -309,13 +315,14 @@ class GuidedFeatureInversion:
         return self._network.channels_last
 
     @property
-    def bytes_per_image(self) -> float | None:
-        """What a pass through the network keeps in memory for its way back, by image; None before the first one."""
-        return self._network.bytes_per_image
+    def learned(self) -> dict[str, Any]:
+        """What was found out about the model: what passes keep, and how it takes images. For :meth:`learn`."""
+        return {"kept_bytes": self._network.kept_bytes, "takes_channels_last": self._takes_channels_last}
 
-    @bytes_per_image.setter
-    def bytes_per_image(self, size: float | None) -> None:
-        self._network.bytes_per_image = size
+    def learn(self, learned: dict[str, Any]) -> None:
+        """Take over what another explainer of the same model has :attr:`learned`."""
+        self._network.kept_bytes = dict(learned.get("kept_bytes", {}))
+        self._takes_channels_last = learned.get("takes_channels_last", self._takes_channels_last)
 
     def most_at_once(self, images: Tensor) -> int:
         """How many versions of these images, (N, C, H, W), may go through the network in one pass of stage 2.
@@ -328,7 +335,7 @@ class GuidedFeatureInversion:
         most = 2 * self.chunk_size_for(images)
         if self.chunk_size is None and images.device.type == "cpu":
             most = min(most, _most_on_cpu(images))
-        kept = self.bytes_per_image
+        kept = self._network.bytes_per_image(images)
         if kept is not None:
             of_weights = sum(one.nbytes for one in self._network.model.parameters())
             most = min(most, int(max(len(images) * kept + of_weights, _LITTLE) / max(kept, 1)))
@@ -337,7 +344,8 @@ class GuidedFeatureInversion:
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
-        A few more may be needed in the first explanation, to find the layer or to get at a gradient; and fewer than
+        A few more may be needed in the first explanation, to find the layer or to get at a gradient; twice as many
+        in stage 2, where it turns out that kept and removed images together take too much memory; and fewer than
         that where a recipe has a tolerance, or where a start makes passes for the evidence needless.
 
         Args:
@@ -360,22 +368,20 @@ class GuidedFeatureInversion:
         of_parts = [stages.passes_of(self.recipe, part, most) for part in parts]
         return sum(evidence + step * max(self.recipe.target_steps, 1) for evidence, step in of_parts)
 
-    def _lay_out_for(self, images: Tensor) -> bool:
-        """Have the model get such images with the channels last, if it takes them and gains by that.
+    def _chooses_channels_last_for(self, images: Tensor) -> bool:
+        return self._takes_channels_last and _gain_by_channels_last(images)
 
-        Returns:
-            Whether that was our choice; images that come with the channels last stay so in any case.
-        """
-        chosen = self._takes_channels_last and _gain_by_channels_last(images)
-        given = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    def _lay_out_for(self, images: Tensor) -> None:
+        """Have the model get such images with the channels last, where they come so or it takes them and gains."""
+        come_so = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         for network in (self._network, *self._depths):
-            network.channels_last = chosen or given
-        return chosen
+            network.channels_last = come_so or self._chooses_channels_last_for(images)
 
     def _invert_all(self, images: Tensor, start: Start | None) -> Inversion:
         background = self._background_of(images)
-        if images.device.type == "cuda" and self.chunk_size is None and self.bytes_per_image is None:
-            self._invert(images[:1], background[:1], None)  # which tells how many fit
+        unknown = self.chunk_size is None and self._network.bytes_per_image(images) is None
+        if images.device.type == "cuda" and unknown and self.recipe.inversion_steps > 0:
+            self._invert(images[:2], background[:2], None)  # which tells how many fit
         chunk_size = self.chunk_size_for(images)
         image_parts = images.split(chunk_size)
         starts = [None] * len(image_parts) if start is None else start.foreground.split(chunk_size)

@@ -30,6 +30,8 @@ from gfi_lightning.inversion.search import FeatureMapSearch, Found, Trial
 from gfi_lightning.logs import logger
 
 Forward = Callable[[nn.Module, Tensor], Any]
+Kind = tuple[Any, ...]
+"""Of images: their shape (C, H, W), and their type."""
 
 
 class Look(NamedTuple):
@@ -81,7 +83,7 @@ class Network:
         self._announce = announce or logger.info
         self._lifts_no_grad = False
         self.channels_last = False  # the memory format in which the model gets its images
-        self.bytes_per_image: float | None = None  # that a pass keeps for its way back; known after the first one
+        self.kept_bytes: dict[Kind, float | None] = {}  # see bytes_per_image; to be handed on to who explains the same
 
     @property
     def inversion(self) -> Layer:
@@ -143,7 +145,7 @@ class Network:
             for layer, capture in captures.items():
                 argument = "layer" if layer in self.base else "inversion_layer"
                 hooks.enter_context(hooked({self._module(layer, images, argument): capture}))
-            output = self.output(images)
+            output = self.output(images.clone())  # because a model may work in place
         if search is not None:
             chosen = search.chosen(self._resolutions)
             if any(found.doubtful for found in chosen):
@@ -199,13 +201,30 @@ class Network:
 
     def features(self, images: Tensor) -> Tensor:
         """The inversion layer's features, shape (N, ...); nothing behind that layer is run."""
-        with ExitStack() as stack:
-            kept = stack.enter_context(_weighed(self.model)) if self.bytes_per_image is None else None
+        if _kind(images) in self.kept_bytes or not images.requires_grad:
+            return self._features(images)
+        self.kept_bytes[_kind(images)] = None  # as long as nothing else is known
+        try:
+            with _weighed(self.model) as kept:
+                features = self._features(images)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):  # which a forward with torch.func's gradients does not support
+                raise
+            return self._features(images)
+        self.kept_bytes[_kind(images)] = sum(kept.values()) / len(images)
+        return features
+
+    def bytes_per_image(self, images: Tensor) -> float | None:
+        """What a pass to the inversion layer keeps in memory for its way back, by image of this size.
+
+        None: not known, as it is before the first pass.
+        """
+        return self.kept_bytes.get(_kind(images))
+
+    def _features(self, images: Tensor) -> Tensor:
+        features = self._run_to_inversion_layer(images)
+        if self._cuts_gradient(images, features):
             features = self._run_to_inversion_layer(images)
-            if self._cuts_gradient(images, features):
-                features = self._run_to_inversion_layer(images)
-        if kept is not None and images.requires_grad:
-            self.bytes_per_image = sum(kept.values()) / len(images)
         return _at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
@@ -261,6 +280,10 @@ class Network:
         return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
 
 
+def _kind(images: Tensor) -> Kind:
+    return *images.shape[1:], images.dtype
+
+
 def several_ranks() -> bool:
     """Whether there are several processes: a pass of one may wait for a pass of each other, so all make as many."""
     distributed = torch.distributed
@@ -270,14 +293,15 @@ def several_ranks() -> bool:
 @contextmanager
 def _weighed(model: nn.Module) -> Iterator[dict[int, int]]:
     """The sizes of what a forward pass keeps for its way back, in bytes, by address, without the parameters."""
-    own = {one.data_ptr() for one in model.parameters() if type(one) is nn.Parameter}
+    # By their shapes, because autocast saves copies of them.
+    own = {shape for one in model.parameters() if one.ndim > 1 for shape in (one.shape, one.shape[::-1])}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.data_ptr() not in own:
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.shape not in own:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold on to the graph that holds on to it
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield kept

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +54,7 @@ def upsample(maps: Tensor, size: Size, align_corners: bool) -> Tensor:
     return (rows @ maps.to(dtype) @ columns.T).to(maps.dtype)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
     """The matrix (long, short) of linear interpolation."""
     with torch.inference_mode(False):

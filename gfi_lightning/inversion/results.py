@@ -258,7 +258,7 @@ class Inversion:
 
     @property
     def images(self) -> Tensor:
-        """The images, (N, C, H, W), as the model saw them; of a single chunk they may be no copy."""
+        """The images, (N, C, H, W), as the model saw them; a copy."""
         return torch.cat([chunk.images for chunk in self.chunks]).contiguous()
 
     def logits(self) -> Tensor:

@@ -73,7 +73,7 @@ def refine(
         score: of a target.
         chunk: the images after stage 1, one for each target.
         question: the targets, about the rows of the output that the chunk came from.
-        most: images that may go through the network at once, if they are not more than there are targets.
+        most: images that may go through the network at once; one version of all does in any case.
         start: what was found before for each target; None: stage 1's ω, with the evidence.
 
     Returns:
@@ -152,8 +152,9 @@ def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: in
             mask = mask_of(moving, recipe, moving.weights)
             if before is not None:
                 moved = ~((mask - before).abs().mean((1, 2, 3)) < tolerance)
-                ended.append((numbers[~moved], moving[~moved]))
-                moving, numbers, mask = moving[moved], numbers[moved], mask[moved]
+                if not moved.all():
+                    ended.append((numbers[~moved], moving[~moved]))
+                    moving, numbers, mask = moving[moved], numbers[moved], mask[moved]
                 if len(numbers) == 0:
                     break
             before = mask

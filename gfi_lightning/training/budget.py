@@ -19,12 +19,12 @@ class Budget:
     training's own pace needs no estimate: only of time that has passed a share is spent.
 
     Args:
-        max_overhead: the share, in (0, 1]; 1 is no limit. None: 0.05, but a minute is free, so that short trainings are
+        max_overhead: the share, in (0, 1]; 1 is no limit. None: 0.05, and a minute on top, so that short trainings are
             seen in full and long ones are not held up.
 
     Attributes:
         limit: the share.
-        free: seconds that may be spent in any case.
+        free: seconds that may be spent on top.
     """
 
     def __init__(self, max_overhead: float | None) -> None:
@@ -55,7 +55,7 @@ class Budget:
             return True
         ahead = 2 * max(self._costs, default=0.0)
         elapsed = time.monotonic() - self._began
-        return self._spent + ahead <= max(self.free, self.limit * (elapsed + ahead))
+        return self._spent + ahead <= self.free + self.limit * (elapsed + ahead)
 
     def skip(self, step: int) -> None:
         """The run that was scheduled at this step is left out."""

@@ -84,8 +84,8 @@ class GFICallback(L.Callback):
             whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance; 1:
             no limit. It holds once three runs are done: scheduled runs that would break it are skipped, the one at
-            the end of the training never, and the curve ``gfi/overhead`` tells the share so far. None: 0.05, but
-            the first minute of explaining is free, and there is no curve.
+            the end of the training never, and the curve ``gfi/overhead`` tells the share so far. None: 0.05 and
+            a minute on top, and there is no curve. (What is drawn once at the end is counted, not limited.)
         num_samples: how many images of the validation loader's data set are explained, spread evenly
             over the classes where labels can be had from the data set's ``targets``, ``labels``, ``y`` or
             ``tensors``, or a column of Hugging Face's; otherwise the first ones. Fewer where the data set has fewer.
@@ -117,8 +117,8 @@ class GFICallback(L.Callback):
             data module or the module holds and the images can have gone through. Without one, images within [0, 1]
             are shown as they are, others by their own range.
         std: standard deviation of the images' normalisation, one number per channel; goes with ``mean``.
-        chunk_size: how many images are optimised at once; None: at most 32, on a CPU no more than 200,000 pixels and
-            of large ones half, and on a GPU no more than fit in half of the memory that is free at the first run.
+        chunk_size: how many images are optimised at once; None: at most 32, on a CPU about 200,000 pixels, and of
+            128 × 128 px or more half of the images; on a GPU what half of the memory holds that is free at first.
         forward: how to get the model's output, a callable (module, images) → output; None: ``module(images)``, or as
             its forward takes them, by name or in a batch; or its only network, where the module has no forward.
         explainer: another method, filmed in the same way: a function (model, images, targets) → maps. ``model`` is

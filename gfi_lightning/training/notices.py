@@ -54,9 +54,9 @@ def first_line(
     cost = f"A run takes about {duration(each)}"
     if to_come is not None:
         cost += f", the {to_come} to come about {duration(each * to_come)}" if to_come > 1 else f", {to_come} to come"
-    if budget.limit < 1 and (budget.free == 0 or each * (to_come or 0) > budget.free):
-        after = f"after {duration(budget.free)} " if budget.free else "all "
-        cost += f", and {after}no more than {budget.limit:.3g} of the time"
+    if budget.limit < 1 and (budget.free == 0 or to_come is None or each * to_come > budget.free):
+        on_top = f" and {duration(budget.free)} on top" if budget.free else ""
+        cost += f", and all no more than {budget.limit:.3g} of the time{on_top}"
     return f"{name} explains {samples} {schedule}. {layers} {cost}."
 
 

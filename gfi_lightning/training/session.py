@@ -119,7 +119,7 @@ class Session:
         self._call: Call | None = None
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or restored.get("layer")
         self._chunk_size: int | None = settings.explainer["chunk_size"]
-        self._bytes_per_image: float | None = None
+        self._learned: dict[str, Any] = {}
         self._writes_parameters = True
         same_samples = restored.get("indices", []) == self._samples.indices
         # The mean colours of the samples, to notice when the data has changed under the same indices.
@@ -184,7 +184,7 @@ class Session:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
                 self._layer = self._layer or share.explainer.layer
-                self._bytes_per_image = share.explainer.bytes_per_image
+                self._learned = share.explainer.learned
                 if pl_module.device.type == "cuda":  # where later runs may find more or less room
                     self._chunk_size = share.explainer.chunk_size_for(batch.images)
             self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
@@ -209,7 +209,7 @@ class Session:
         }
         if self._settings.foreign is None:
             explainer = GuidedFeatureInversion(pl_module, self._layer, **options, announce=self._announced)
-            explainer.bytes_per_image = self._bytes_per_image
+            explainer.learn(self._learned)
             return explainer
         shared = {name: options[name] for name in (*OF_ANY_METHOD, "on_pass")}
         return ForeignExplainer(pl_module, self._settings.foreign, **shared)

@@ -1,5 +1,7 @@
 """A pass of stage 2 is no larger than a training step with the same images would be."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -37,9 +39,11 @@ def test_what_a_pass_keeps_is_measured():
     model = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.Sigmoid(), nn.Conv2d(5, 2, 1), nn.Flatten(2))
     model.append(nn.AdaptiveAvgPool1d(1)).append(nn.Flatten())
     gfi = GuidedFeatureInversion(model.eval(), "2", recipe=SHORT)
-    assert gfi.bytes_per_image is None
-    gfi.explain(random_images(3, 32).float(), 0)
-    assert gfi.bytes_per_image == (3 + 5) * 32 * 32 * 4
+    for size in (32, 64):  # each size is measured by itself
+        images = random_images(3, size).float()
+        assert gfi._network.bytes_per_image(images) is None
+        gfi.explain(images, 0)
+        assert gfi._network.bytes_per_image(images) == (3 + 5) * size * size * 4
 
 
 def test_one_after_the_other_is_both_together(monkeypatch):
@@ -69,11 +73,37 @@ def test_a_model_may_work_in_place_and_a_score_may_be_constant():
     assert constant.preserved.tolist() == [1.0, 1.0]
 
 
+def test_a_forward_that_cannot_be_measured_is_explained_all_the_same():
+    class Derived(ToyCNN):
+        def forward(self, images):
+            scale = torch.func.grad(lambda one: (one**2).sum())(torch.ones(()))
+            return super().forward(images) * scale / 2
+
+    images = random_images(3)
+    derived = GuidedFeatureInversion(Derived().double(), "coarse", recipe=SHORT).explain(images, 1)
+    plain = GuidedFeatureInversion(ToyCNN().double(), "coarse", recipe=SHORT).explain(images, 1)
+    torch.testing.assert_close(derived.heatmaps, plain.heatmaps)
+
+
+def test_measuring_keeps_nothing_alive():
+    seen = []
+
+    class WithSide(ToyCNN):
+        def forward(self, images):
+            side = images.sigmoid().sigmoid()  # no gradient comes by here
+            seen.append(weakref.ref(side))
+            return super().forward(images)
+
+    GuidedFeatureInversion(WithSide().double(), "coarse", recipe=SHORT).explain(random_images(2), 1)
+    gc.collect()
+    assert not any(one() is not None for one in seen)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_chunks_fit_in_half_of_what_is_free():
     model, images = mobilenet_v2().eval().cuda(), random_images(40, 224).float().cuda()
     gfi = GuidedFeatureInversion(model, recipe=SHORT)
     gfi.explain(images[:2], 0)
     free = torch.cuda.mem_get_info()[0]
-    assert gfi.chunk_size_for(images) * gfi.bytes_per_image <= free
+    assert gfi.chunk_size_for(images) * gfi._network.bytes_per_image(images) <= free
     assert 1 <= gfi.chunk_size_for(images) <= 32

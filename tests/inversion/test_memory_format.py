@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from gfi_lightning import GuidedFeatureInversion
 from tests.inversion.test_guided import SHORT
@@ -69,6 +70,34 @@ def test_an_error_of_another_kind_is_the_models_own():
 
     with pytest.raises(RuntimeError, match="no such kernel"):
         GuidedFeatureInversion(Broken(), recipe=SHORT).explain(random_images(1, 128, dtype=torch.float32))
+
+
+def test_what_a_listener_raises_is_no_reason_to_try_again():
+    told = []
+
+    def stop():
+        told.append(1)
+        raise RuntimeError("cancelled by the user")
+
+    with pytest.raises(RuntimeError, match="cancelled by the user"):
+        GuidedFeatureInversion(ToyCNN(), recipe=SHORT, on_pass=stop).explain(random_images(1, 128).float())
+    assert len(told) == 1
+
+
+def test_a_score_of_the_users_gets_the_output_in_one_piece():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).eval()
+    gfi = GuidedFeatureInversion(model, "1", recipe=SHORT, score=lambda output, _: output.view(len(output), -1).mean(1))
+    assert gfi.explain(random_images(2, 128).float(), 1).heatmaps.shape == (2, 128, 128)
+
+
+def test_a_model_that_works_in_place_leaves_the_images():
+    class InPlace(ToyCNN):
+        def forward(self, images):
+            return super().forward(images.sub_(0.5))
+
+    for size in (32, 128):
+        images = random_images(2, size).float()
+        assert torch.equal(GuidedFeatureInversion(InPlace(), "coarse", recipe=SHORT).explain(images).images, images)
 
 
 def test_a_model_with_channels_last_keeps_them():

@@ -83,11 +83,12 @@ def test_by_default_a_minute_is_free(clock):
     assert spent.overhead == pytest.approx(41 / 81)
 
 
-def test_by_default_a_long_training_spends_a_minute_or_one_twentieth(clock):
+def test_by_default_a_long_training_spends_a_minute_and_one_twentieth(clock):
     spent, explained = train(None, clock, 5000, lambda _: 1, lambda _: 1)
-    assert explained[:59] == list(range(-1, 58))
-    assert explained[59] > 1000
-    assert 0.048 < spent.overhead <= 0.05
+    assert explained[:60] == list(range(-1, 59))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(explained[70:-1])]
+    assert all(gap in (18, 19, 20) for gap in gaps)  # 1 s of every 20 s, from then on
+    assert spent.overhead <= 0.05 + 60 / 5000
 
 
 def test_where_it_is_cheap_nothing_is_skipped(clock):

@@ -72,7 +72,10 @@ def test_a_function_of_the_item():
         ([[4, 4, 2, 8], None], r"\['part'\]\[0\]: .*x0"),
         ([None, "here"], r"\['part'\]\[1\] is str"),
         ([None, torch.full(SIZE, 255)], r"\['part'\]\[1\] is Tensor\(16, 16\).* of 255, and no mask: give True and"),
-        ([None, torch.linspace(0, 0.9, 256).reshape(SIZE)], r"\['part'\]\[1\] is Tensor.* of values from 0.* and no mask"),
+        (
+            [None, torch.linspace(0, 0.9, 256).reshape(SIZE)],
+            r"\['part'\]\[1\] is Tensor.* of values from 0.* and no mask",
+        ),
         ([None, torch.ones(48, 48, dtype=torch.uint8)], r"is a mask of 48 × 48, and the images are 16 × 16"),
         (
             [[0.1, 0.1, 0.4, 0.4], None],
