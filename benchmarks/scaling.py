@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--series", nargs="+", choices=makers, default=list(makers))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scaling.json"))
     parser.add_argument("--picture", type=Path, default=Path("benchmarks/results/scaling.png"))
     options = parser.parse_args(arguments)

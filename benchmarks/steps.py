@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with JPEGImages and Annotations")
     parser.add_argument("--ids", type=Path, required=True, help="list of the images")
     parser.add_argument("--network", default="mobilenet_v2_100", help="module:function, or one of bench.networks")
-    parser.add_argument("--limit", type=int, default=16, help="images (%(default)s)")
+    parser.add_argument("--limit", type=int, default=8, help="images (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/steps.json"))
     options = parser.parse_args(arguments)
     logging.getLogger("gfi_lightning").setLevel(logging.WARNING)
