@@ -144,7 +144,12 @@ def machine() -> str:
     """What all this was measured on."""
     return (
         f"Measured on: {device_name('cpu')}, {torch.get_num_threads()} threads, {platform.system()}, "
-        f"torch {torch.__version__}. The machine was shared, so all figures are ratios of what ran in turns."
+        f"torch {torch.__version__}. The machine was shared, so all figures are ratios of what ran in turns. "
+        + (
+            ""
+            if any(printed(part, "cuda").is_file() for part in PARTS)
+            else "Nothing was measured on a GPU, as none was at hand."
+        )
     )
 
 
