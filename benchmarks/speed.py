@@ -126,7 +126,7 @@ def beside_the_floor(
     """How many times as long as bare passes an explanation takes, by round."""
     targets = torch.arange(len(images), device=images.device)
     gfi.explain(images, targets)  # finds the layers
-    is_last = gfi.channels_last
+    is_last = gfi.capacity.gains_by_channels_last(images)
     same = images.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     bare = BarePasses(model, gfi, same)
     bare.measure()
@@ -137,7 +137,7 @@ def beside_the_floor(
 
     rounds = repeated(one_round, patience)
     return {
-        "chunks": [len(part) for part in images.split(gfi.chunk_size_for(images))],
+        "chunks": [len(part) for part in images.split(gfi.capacity.chunk_size_for(images))],
         "memory format": "channels last" if is_last else "as given",
         "all passes": [ours / floor.total for ours, floor in rounds],
         "steps alone": [ours / floor.steps for ours, floor in rounds],

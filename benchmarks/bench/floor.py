@@ -56,7 +56,11 @@ class BarePasses:
 
     def measure(self) -> Floor:
         """Run all of them once, in the chunks of an explanation."""
-        recipe, size, most = self.gfi.recipe, self.gfi.chunk_size_for(self.images), self.gfi.most_at_once(self.images)
+        recipe, size, most = (
+            self.gfi.recipe,
+            self.gfi.capacity.chunk_size_for(self.images),
+            self.gfi.capacity.most_at_once(self.images),
+        )
         steps = evidence = look = 0.0
         with undisturbed(self.model):
             for chunk in self.images.split(size):

@@ -10,9 +10,10 @@ from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import rng_memento, undisturbed
 from gfi_lightning.inversion import stages
 from gfi_lightning.inversion.backgrounds import Background, background_function
+from gfi_lightning.inversion.capacity import Capacity
 from gfi_lightning.inversion.depth import Depth, look
 from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
-from gfi_lightning.inversion.network import Forward, Network, several_ranks
+from gfi_lightning.inversion.network import Forward, Network
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.results import Chunk, Depths, Explanation, Inversion, concatenate
 from gfi_lightning.inversion.scores import (
@@ -27,13 +28,6 @@ from gfi_lightning.inversion.scores import (
 from gfi_lightning.inversion.start import Start
 
 Images = TypeVar("Images")  # a tensor, a tuple of one, or an array
-
-_LARGEST_CHUNK = 32
-# On two CPU cores a pass of 14 images of 224 × 224 takes, by image, 1.3 times as long as one of 4 through MobileNetV2,
-# and 1.1 times through ResNet-50: large tensors are given back to the system, and asked for again.
-_LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
-_LITTLE = 32e6  # bytes, which nobody misses
-_SMALL = 128 * 128  # pixels
 
 
 class GuidedFeatureInversion:
@@ -135,10 +129,8 @@ class GuidedFeatureInversion:
         if layers is not None and not self._depths:
             raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
         self._background = background_function(background, generator)
-        self.chunk_size = chunk_size
-        # As long as nothing else is known; scores of the user's may need the output in one piece.
-        self._takes_channels_last = not callable(score)
-        self._free_on_gpu: int | None = None
+        # Scores of the user's may need the output in one piece.
+        self.capacity = Capacity(self._network, chunk_size, takes_channels_last=not callable(score))
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:
@@ -236,9 +228,9 @@ class GuidedFeatureInversion:
             try:
                 return self._invert_all(images, start)
             except RuntimeError as error:
-                if not (self._chooses_channels_last_for(images) and "view size is not compatible" in str(error)):
+                if not (self.capacity.gains_by_channels_last(images) and "view size is not compatible" in str(error)):
                     raise
-            self._takes_channels_last = False
+            self.capacity.takes_channels_last = False
             self._lay_out_for(images)
             put_back()
             return self._invert_all(images, start)
@@ -269,7 +261,7 @@ class GuidedFeatureInversion:
             others = None if against is None else _as_others(against, targets)
             images = inversion.images
             self._lay_out_for(inversion.chunks[0].images)
-            size, most = self.chunk_size_for(images), self.most_at_once(images)
+            size, most = self.capacity.chunk_size_for(images), self.capacity.most_at_once(images)
             pairs: list[dict[str, Tensor]] = []
             done = 0
             for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
@@ -292,55 +284,6 @@ class GuidedFeatureInversion:
             **fields,
         )
 
-    def chunk_size_for(self, images: Tensor) -> int:
-        """How many images of this size, (N, C, H, W), are optimised at once."""
-        if self.chunk_size is not None:
-            return self.chunk_size
-        most = _most_on_cpu(images) if images.device.type == "cpu" else self._room_on_gpu(images)
-        return min(max(most, 1), _LARGEST_CHUNK)
-
-    def _room_on_gpu(self, images: Tensor) -> int:
-        """How many images' passes fit in half of the memory that is free; asked once, so that chunks stay the same."""
-        kept = self._network.bytes_per_image(images)
-        if images.device.type != "cuda" or kept is None or several_ranks():  # which need chunks of the same size
-            return _LARGEST_CHUNK
-        if self._free_on_gpu is None:
-            reserved = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)
-            self._free_on_gpu = torch.cuda.mem_get_info(images.device)[0] + reserved
-        return int(self._free_on_gpu / 2 / max(kept, 1))
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether the model was given the last images with their channels last."""
-        return self._network.channels_last
-
-    @property
-    def learned(self) -> dict[str, Any]:
-        """What was found out about the model: what passes keep, and how it takes images. For :meth:`learn`."""
-        return {"kept_bytes": self._network.kept_bytes, "takes_channels_last": self._takes_channels_last}
-
-    def learn(self, learned: dict[str, Any]) -> None:
-        """Take over what another explainer of the same model has :attr:`learned`."""
-        self._network.kept_bytes = dict(learned.get("kept_bytes", {}))
-        self._takes_channels_last = learned.get("takes_channels_last", self._takes_channels_last)
-
-    def most_at_once(self, images: Tensor) -> int:
-        """How many versions of these images, (N, C, H, W), may go through the network in one pass of stage 2.
-
-        Noisy, kept and removed ones: no more than would take more memory than a training step with N images, whose
-        gradients of the weights are not needed here.
-        """
-        if several_ranks():  # whatever the number of images on each
-            return 1
-        most = 2 * self.chunk_size_for(images)
-        if self.chunk_size is None and images.device.type == "cpu":
-            most = min(most, _most_on_cpu(images))
-        kept = self._network.bytes_per_image(images)
-        if kept is not None:
-            of_weights = sum(one.nbytes for one in self._network.model.parameters())
-            most = min(most, int(max(len(images) * kept + of_weights, _LITTLE) / max(kept, 1)))
-        return max(most, 1)
-
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
@@ -352,7 +295,7 @@ class GuidedFeatureInversion:
             images: shape (N, C, H, W).
             targets: of each image.
         """
-        chunks = _parts(len(images), self.chunk_size_for(images))
+        chunks = _parts(len(images), self.capacity.chunk_size_for(images))
         first = len(chunks) * (1 + self.recipe.inversion_steps * (1 + len(self._depths)))
         return first, self.refining_passes(images, [chunk * targets for chunk in chunks])
 
@@ -363,26 +306,22 @@ class GuidedFeatureInversion:
             images: of the inversion that is refined.
             pairs: of image and target, in each chunk of it.
         """
-        size, most = self.chunk_size_for(images), self.most_at_once(images)
+        size, most = self.capacity.chunk_size_for(images), self.capacity.most_at_once(images)
         parts = [part for chunk in pairs for part in _parts(chunk, size)]
         of_parts = [stages.passes_of(self.recipe, part, most) for part in parts]
         return sum(evidence + step * max(self.recipe.target_steps, 1) for evidence, step in of_parts)
 
-    def _chooses_channels_last_for(self, images: Tensor) -> bool:
-        return self._takes_channels_last and _gain_by_channels_last(images)
-
     def _lay_out_for(self, images: Tensor) -> None:
-        """Have the model get such images with the channels last, where they come so or it takes them and gains."""
+        """Have the model get such images with the channels last, where they come so or it gains by that."""
         come_so = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         for network in (self._network, *self._depths):
-            network.channels_last = come_so or self._chooses_channels_last_for(images)
+            network.channels_last = come_so or self.capacity.gains_by_channels_last(images)
 
     def _invert_all(self, images: Tensor, start: Start | None) -> Inversion:
         background = self._background_of(images)
-        unknown = self.chunk_size is None and self._network.bytes_per_image(images) is None
-        if images.device.type == "cuda" and unknown and self.recipe.inversion_steps > 0:
-            self._invert(images[:2], background[:2], None)  # which tells how many fit
-        chunk_size = self.chunk_size_for(images)
+        if self.recipe.inversion_steps > 0 and self.capacity.asks_for_a_trial(images):
+            self._invert(images[:2], background[:2], None)
+        chunk_size = self.capacity.chunk_size_for(images)
         image_parts = images.split(chunk_size)
         starts = [None] * len(image_parts) if start is None else start.foreground.split(chunk_size)
         parts = zip(image_parts, background.split(chunk_size), starts, strict=True)
@@ -455,25 +394,6 @@ class GuidedFeatureInversion:
         pairs = zip(chunks, predicted, strict=True)
         scores = [target_scores(chunk.output, classes, self.score) for chunk, classes in pairs]
         return torch.cat(predicted), torch.cat(scores)
-
-
-def _most_on_cpu(images: Tensor) -> int:
-    """How many images go through the network at once on a CPU.
-
-    Of large ones no more than half, as with all of them the process needs about as much memory as for a training step.
-    """
-    height, width = image_size(images)
-    most = _LARGEST_PASS_ON_CPU // (height * width)
-    return most if height * width < _SMALL or several_ranks() else max(min(most, len(images) // 2), 1)
-
-
-def _gain_by_channels_last(images: Tensor) -> bool:
-    """Whether convolutions are faster with the channels last, as they mostly are on CPUs but for small images.
-
-    Eight networks took 0.72 to 1.0 of the time at 224 px, and 0.75 to 1.47 at 64 px.
-    """
-    height, width = image_size(images)
-    return images.device.type == "cpu" and images.dtype == torch.float32 and height * width >= _SMALL
 
 
 def _parts(whole: int, size: int) -> list[int]:

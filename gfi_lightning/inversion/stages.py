@@ -79,7 +79,7 @@ def refine(
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    chunk = _at_start(network, recipe, score, chunk, question, most, start)
+    chunk = _at_start(recipe, chunk, start, lambda: _with_evidence(network, recipe, score, chunk, question, most))
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
@@ -225,22 +225,14 @@ def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tens
     return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
 
 
-def _at_start(
-    network: Network,
-    recipe: Recipe,
-    score: str | ScoreFunction,
-    chunk: Chunk,
-    question: Question,
-    most: int,
-    start: Start | None,
-) -> Chunk:
+def _at_start(recipe: Recipe, chunk: Chunk, start: Start | None, with_evidence: Callable[[], Chunk]) -> Chunk:
     """Where stage 2 begins: at what was found before, and else at stage 1's ω, with the evidence."""
     warm = None
     if start is not None and start.weights is not None:
         warm = Warm.of(chunk, recipe, start.weights, start.signs)
         if start.skips_evidence and warm.is_complete:
             return warm.chunk
-    cold = chunk if recipe.evidence_passes == 0 else _with_evidence(network, recipe, score, chunk, question, most)
+    cold = with_evidence() if recipe.evidence_passes > 0 else chunk
     return cold if warm is None else warm.or_else(cold)
 
 

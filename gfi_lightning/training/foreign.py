@@ -76,12 +76,12 @@ class ForeignExplainer(GuidedFeatureInversion):
 
     @override
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
-        chunks = [-(-count // self.chunk_size_for(images)) for count in (len(images), targets * len(images))]
+        chunks = [-(-count // self.capacity.chunk_size_for(images)) for count in (len(images), targets * len(images))]
         return chunks[0], chunks[1]
 
     @override
     def refining_passes(self, images: Tensor, pairs: Sequence[int]) -> int:
-        return sum(-(-count // self.chunk_size_for(images)) for count in pairs)
+        return sum(-(-count // self.capacity.chunk_size_for(images)) for count in pairs)
 
     @override
     def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:

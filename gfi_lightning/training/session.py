@@ -184,9 +184,9 @@ class Session:
                 inversion, explanations = self.ranks.agree(lambda: self._within_memory(share, share.explain_targets))
             finally:
                 self._layer = self._layer or share.explainer.layer
-                self._learned = share.explainer.learned
+                self._learned = share.explainer.capacity.learned
                 if pl_module.device.type == "cuda":  # where later runs may find more or less room
-                    self._chunk_size = share.explainer.chunk_size_for(batch.images)
+                    self._chunk_size = share.explainer.capacity.chunk_size_for(batch.images)
             self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
             self._check_names(share.classes(inversion))
             floors, self.floor_seconds = [], 0.0
@@ -209,7 +209,7 @@ class Session:
         }
         if self._settings.foreign is None:
             explainer = GuidedFeatureInversion(pl_module, self._layer, **options, announce=self._announced)
-            explainer.learn(self._learned)
+            explainer.capacity.learn(self._learned)
             return explainer
         shared = {name: options[name] for name in (*OF_ANY_METHOD, "on_pass")}
         return ForeignExplainer(pl_module, self._settings.foreign, **shared)
@@ -384,7 +384,7 @@ class Session:
             else:
                 break
             internals.free_memory()  # not above, where the error still holds on to what it failed with
-            share.explainer.chunk_size = self._chunk_size = share.chunk_size // 2
+            share.explainer.capacity.chunk_size = self._chunk_size = share.chunk_size // 2
         if share.chunk_size < before:
             self._warn(
                 f"GFICallback ran out of memory with {before} images at once, and goes on with {share.chunk_size}. "

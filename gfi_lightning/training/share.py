@@ -106,7 +106,7 @@ class Share:
     @property
     def chunk_size(self) -> int:
         """Images that are optimised at once."""
-        return min(self.explainer.chunk_size_for(self.batch.images), len(self.batch.images))
+        return min(self.explainer.capacity.chunk_size_for(self.batch.images), len(self.batch.images))
 
     def first_passes(self) -> int:
         """Forward passes of stage 1, and of stage 2 for the targets that every sample has.

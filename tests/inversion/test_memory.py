@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18
 
 from gfi_lightning import GuidedFeatureInversion
-from gfi_lightning.inversion import guided
+from gfi_lightning.inversion import capacity
 from tests.inversion.test_guided import SHORT
 from tests.networks import ToyCNN, random_images
 
@@ -49,7 +49,7 @@ def test_what_a_pass_keeps_is_measured():
 def test_one_after_the_other_is_both_together(monkeypatch):
     images = random_images(4)
     together = GuidedFeatureInversion(ToyCNN().double(), recipe=SHORT).explain(images, 1)
-    monkeypatch.setattr(guided, "_LITTLE", 0.0)
+    monkeypatch.setattr(capacity, "_LITTLE", 0.0)
     model = ToyCNN().double()
     sizes = sizes_of_passes(model, images)
     assert sizes == [4] * (4 + 2 * 4)
@@ -105,5 +105,5 @@ def test_on_a_gpu_chunks_fit_in_half_of_what_is_free():
     gfi = GuidedFeatureInversion(model, recipe=SHORT)
     gfi.explain(images[:2], 0)
     free = torch.cuda.mem_get_info()[0]
-    assert gfi.chunk_size_for(images) * gfi._network.bytes_per_image(images) <= free
-    assert 1 <= gfi.chunk_size_for(images) <= 32
+    assert gfi.capacity.chunk_size_for(images) * gfi._network.bytes_per_image(images) <= free
+    assert 1 <= gfi.capacity.chunk_size_for(images) <= 32
