@@ -45,7 +45,7 @@ def test_a_training_step_has_gradients_and_momentum():
     images, targets = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
     memory.train(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)), images, targets)
     found = memory.peak_above(partial(memory.train, model, images, targets), "cpu")
-    assert 1.9 * weights < found < 3 * weights
+    assert 1.9 * weights < found < 4 * weights  # two, and what an allocator takes besides
 
 
 def test_both_works_are_measured_in_another_process():
