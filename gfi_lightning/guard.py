@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
@@ -278,10 +278,11 @@ def reachable(roots: Iterable[Any], others: bool = False, variables: bool = Fals
             depths[id(vars(thing).get("_parameters"))] = 0
         if depth < _DEEPEST:
             held = [one for one in _held_by(thing, variables) if type(one) not in _SIMPLE]
-            waiting += [(one, depth + 1) for one in held if empty or type(one) not in _CONTAINERS or one]
+            waiting += [(one, depth + 1) for one in held if empty or type(one) not in _SIZED or one]
 
 
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
+_SIZED = {*_CONTAINERS, OrderedDict}  # of a module's own dictionaries most hold nothing
 _SIMPLE = {bool, int, float, str, type(None)}  # most of what a module holds
 _FUNCTIONS = (FunctionType, MethodType, partial)
 _DEEPEST = 4
