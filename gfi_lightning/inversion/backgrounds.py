@@ -1,13 +1,12 @@
 """Backgrounds, the image with its information taken away (Du et al. 2018, section 3.2), and noise."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.separable import gaussian_blur
 
 Background = Callable[[Tensor], Tensor]
 
@@ -34,19 +33,7 @@ def blur(images: Tensor) -> Tensor:
         The blurred images, same shape and dtype.
     """
     height, width = images.shape[-2:]
-    sigma = _BLUR_SIGMA_AT_224 * min(height, width) / 224
-    return _blur_rows(_blur_rows(images, sigma).transpose(-1, -2), sigma).transpose(-1, -2)
-
-
-def _blur_rows(images: Tensor, sigma: float) -> Tensor:
-    width = images.shape[-1]
-    radius = min(math.ceil(_BLUR_TRUNCATE * sigma), width - 1)  # mirroring cannot reach beyond the image
-    positions = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (positions / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    rows = images.reshape(-1, 1, width)
-    blurred = F.conv1d(F.pad(rows, (radius, radius), mode="reflect"), kernel[None, None])
-    return blurred.reshape(images.shape)
+    return gaussian_blur(images, _BLUR_SIGMA_AT_224 * min(height, width) / 224, _BLUR_TRUNCATE)
 
 
 def mean(images: Tensor) -> Tensor:

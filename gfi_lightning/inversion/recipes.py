@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.inversion.optimizer import Adam, Multiplicative, Optimizer
+from gfi_lightning.inversion.separable import upsample
 
 Size = tuple[int, int]
 Schedule = Callable[[int, int], float]
@@ -34,38 +33,38 @@ def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
     return upsample(minmax(weighted_sum), size, align_corners=False)
 
 
-def upsample(maps: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Bilinear upsampling as by ``F.interpolate``, whose way back is slow on a CPU and not deterministic on a GPU.
-
-    Args:
-        maps: shape (N, 1, h, w).
-        size: (H, W).
-        align_corners: see ``F.interpolate``.
-
-    Returns:
-        Shape (N, 1, H, W).
-    """
-    # Products of float64, which no setting or autocast rounds to half precision; MPS has none.
-    dtype = torch.float64 if maps.device.type != "mps" else maps.dtype
-    rows, columns = (
-        _interpolation(*lengths, align_corners).to(maps.device, dtype)
-        for lengths in zip(maps.shape[2:], size, strict=True)
-    )
-    return (rows @ maps.to(dtype) @ columns.T).to(maps.dtype)
-
-
-@lru_cache(maxsize=64)
-def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
-    """The matrix (long, short) of linear interpolation."""
-    with torch.inference_mode(False):
-        unit = torch.eye(short, dtype=torch.float64)[None]
-        return F.interpolate(unit, size=long, mode="linear", align_corners=align_corners)[0].T
-
-
 def minmax(maps: Tensor) -> Tensor:
     """Each map of (N, K, h, w) scaled to [0, 1]; a constant one is all zero."""
-    low, high = _limits(maps)
-    return _divide_or_zero(maps - low, high - low, evident=_differ(low, high))
+    return cast(Tensor, _MinMax.apply(maps))
+
+
+class _MinMax(torch.autograd.Function):
+    """y = (x − low) / (high − low), with a way back in half the operations that its parts would take.
+
+    As theirs, it shares the gradient of low, and of high, among all positions where that is attained.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        low, high = _limits(maps)
+        span = torch.where(_differ(low, high), high - low, math.inf)
+        scaled = (maps - low) / span
+        ctx.save_for_backward(scaled, span)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled, span = ctx.saved_tensors
+        lowest, highest = ((scaled == end).to(gradient) for end in (0, 1))
+        gradient = gradient / span
+        of_high = -_sum(gradient * scaled)
+        of_low = -_sum(gradient) - of_high
+        gradient.addcmul_(lowest, of_low / _sum(lowest))
+        return gradient.addcmul_(highest, of_high / _sum(highest).clamp(min=1))
+
+
+def _sum(maps: Tensor) -> Tensor:
+    return maps.sum((2, 3), keepdim=True)
 
 
 def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:

@@ -19,8 +19,10 @@ from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
 from gfi_lightning.inversion.start import Start, Warm
 
-Loss = Callable[[Chunk, Tensor, Tensor], Tensor]
-"""From images of a chunk, their numbers in it, and their masks to one number for each."""
+Slope = Callable[[Chunk, Tensor, Tensor], Tensor]
+"""From images of a chunk, their numbers in it, and their masks (N, 1, H, W) to the gradient of a stage's loss by these.
+
+So the network's graph never meets the mask's, and is gone before the next pass begins."""
 
 
 def invert(
@@ -48,12 +50,12 @@ def invert(
     if start is not None:
         chunk = Warm.of(chunk, recipe, start, None).or_else(chunk)
 
-    def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
         kept, _ = blend(part, mask)
-        error = recipe.error(network.features(kept), look.features[numbers])
-        return error + recipe.inversion_area_penalty * mask.mean((1, 2, 3))
+        (gradient,) = _gradients(lambda one: recipe.error(network.features(one), look.features[numbers]), [kept])
+        return _by_mask(part, gradient) + recipe.inversion_area_penalty / mask[0].numel()
 
-    return _descend(chunk, recipe, loss, recipe.inversion_penalty, recipe.inversion_steps)
+    return _descend(chunk, recipe, slope, recipe.inversion_penalty, recipe.inversion_steps)
 
 
 def refine(
@@ -85,49 +87,49 @@ def refine(
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
     seen = untouched.new_empty(2, len(untouched))  # the scores of kept and removed images
 
-    def wanted(versions: slice, images: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        """What the step pushes up or down, from one forward pass over kept or removed images, or both."""
-        asked = question[numbers].repeated(len(images))
-        output = network.output(torch.cat(list(images)))
+    def wanted(versions: slice, numbers: Tensor, images: Tensor) -> Tensor:
+        """What is to be high for the kept images and low for the removed ones, of some or both versions."""
+        copies = versions.stop - versions.start
+        asked, output = question[numbers].repeated(copies), network.output(images)
         values = _objective(recipe, score, asked, output)
         is_score = callable(score) or not recipe.log_odds
         scores = values.detach() if is_score else values.detach().sigmoid()  # the probability of these log-odds
         # Each time, because this may be the last pass of some.
-        seen[versions, numbers] = scores.to(seen).unflatten(0, (len(images), -1))
+        seen[versions, numbers] = scores.to(seen).unflatten(0, (copies, -1))
         return values
 
-    def loss(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
-        kept, removed = _linearized(wanted, blend(part, mask), numbers, most)
-        return recipe.removed_weight * removed - kept + recipe.target_area_penalty * mask.mean((1, 2, 3))
+    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+        versions, gradients = list(blend(part, mask)), list[Tensor]()
+        for some in _at_once(2, len(numbers), most):
+            gradients += _gradients(partial(wanted, some, numbers), versions[some])
+        kept, removed = gradients
+        return recipe.target_area_penalty / mask[0].numel() - _by_mask(part, kept + recipe.removed_weight * removed)
 
-    chunk = _descend(chunk, recipe, loss, _target_penalty(recipe, score), recipe.target_steps)
+    chunk = _descend(chunk, recipe, slope, _target_penalty(recipe, score), recipe.target_steps)
     if recipe.target_steps == 0:
         with torch.no_grad():
             everyone = torch.arange(len(untouched), device=untouched.device)
             versions = list(blend(chunk, mask_of(chunk, recipe, chunk.weights)))
             for some in _at_once(2, len(everyone), most):
-                wanted(some, versions[some], everyone)
+                wanted(some, everyone, torch.cat(versions[some]))
     found = cleaned(heatmaps_of(chunk, recipe, chunk.weights), torch.cat(chunk.weights, 1), untouched, *seen)
     return found | {"signs": torch.cat(chunk.signs, 1)}
 
 
-def _linearized(
-    wanted: Callable[[slice, Sequence[Tensor], Tensor], Tensor], versions: Sequence[Tensor], numbers: Tensor, most: int
-) -> list[Tensor]:
-    """For each version of the images the part of ``wanted`` that is linear in them: the gradient is the same.
+def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of an objective, from versions of some images behind each other to numbers, by each version."""
+    leaves = [version.detach().requires_grad_() for version in versions]
+    values = objective(torch.cat(leaves))  # no leaf, as a model may work in place
+    if not values.requires_grad:  # a score of the user's that is constant
+        return tuple(map(torch.zeros_like, leaves))
+    return torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
 
-    So what the network keeps for its way back is gone before the next version's pass.
-    """
-    parts = []
-    for some in _at_once(len(versions), len(numbers), most):
-        leaves = [version.detach().requires_grad_() for version in versions[some]]
-        values = wanted(some, leaves, numbers)
-        if values.requires_grad:
-            slopes = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
-        else:  # a score of the user's that is constant
-            slopes = tuple(map(torch.zeros_like, leaves))
-        parts += [(slope * version).sum((1, 2, 3)) for slope, version in zip(slopes, versions[some], strict=True)]
-    return parts
+
+def _by_mask(chunk: Chunk, gradient: Tensor) -> Tensor:
+    """The gradient by the masks, (N, 1, H, W), from that by the kept images; of the removed ones it is the negative."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    difference = chunk.images.to(wide) - chunk.background.to(wide)
+    return difference.mul_(gradient).sum(1, keepdim=True)
 
 
 def _objective(recipe: Recipe, score: str | ScoreFunction, question: Question, output: Any) -> Tensor:
@@ -141,7 +143,7 @@ def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
     return multilabel if score == "sigmoid" and multilabel is not None else recipe.target_penalty
 
 
-def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: int) -> Chunk:
+def _descend(chunk: Chunk, recipe: Recipe, slope: Slope, penalty: float, steps: int) -> Chunk:
     """Some steps from a chunk's ω; an image whose mask a step has moved by less than the tolerance takes no more."""
     moving, numbers = chunk, torch.arange(len(chunk.images), device=chunk.images.device)
     ended: list[tuple[Tensor, Chunk]] = []
@@ -158,18 +160,20 @@ def _descend(chunk: Chunk, recipe: Recipe, loss: Loss, penalty: float, steps: in
                 if len(numbers) == 0:
                     break
             before = mask
-        moving = _step(moving, numbers, recipe, loss, penalty, steps)
+        moving = _step(moving, numbers, recipe, slope, penalty, steps)
     return _joined([*ended, (numbers, moving)], chunk, steps)
 
 
-def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, loss: Loss, penalty: float, steps: int) -> Chunk:
+def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, slope: Slope, penalty: float, steps: int) -> Chunk:
     """One step of so many."""
     weights = tuple(one.detach().requires_grad_() for one in chunk.weights)
-    total = loss(chunk, numbers, mask_of(chunk, recipe, weights))
+    mask = mask_of(chunk, recipe, weights)
+    # Of the SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
+    outputs, slopes = [mask], [slope(chunk, numbers, mask.detach()).to(mask)]
     if penalty > 0:
-        total = total + penalty * sum(map(recipe.penalty, weights))
-    # The SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
-    gradients = torch.autograd.grad(total.sum(), weights)
+        outputs += map(recipe.penalty, weights)
+        slopes += [torch.full_like(one, penalty) for one in outputs[1:]]
+    gradients = torch.autograd.grad(outputs, weights, slopes)
     learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
     triples = zip(chunk.optimizers, weights, gradients, strict=True)
     moved = [optimizer.step(one.detach(), gradient, learning_rate) for optimizer, one, gradient in triples]
@@ -208,13 +212,13 @@ def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     if not finer:
         return coarsest
     masks = [*finer, coarsest**recipe.coarsest_power]
-    product = math.prod(torch.where(_tells(mask), mask, 1.0) for mask in masks)
+    product = math.prod(mask + _tells_nothing(mask) for mask in masks)
     return minmax(torch.as_tensor(product))
 
 
-def _tells(mask: Tensor) -> Tensor:
-    """Whether each mask (N, 1, H, W) is not zero everywhere: (N, 1, 1, 1), bool."""
-    return mask.detach().amax((2, 3), keepdim=True) > 0
+def _tells_nothing(mask: Tensor) -> Tensor:
+    """1 for each mask of (N, 1, H, W) that is zero everywhere, and else 0: (N, 1, 1, 1)."""
+    return (mask.detach().amax((2, 3), keepdim=True) <= 0).to(mask)
 
 
 def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
