@@ -1,5 +1,7 @@
 """How many images go through a network at once, and in which memory format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ _LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 # From this size on the channels last pay on a CPU, and what passes keep outweighs the weights.
 _LARGE_IMAGE = 128 * 128  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
+_BLOCK = 2**20  # bytes: below the size from which glibc asks the system for each block anew
 
 
 class Capacity:
@@ -69,6 +72,22 @@ class Capacity:
         height, width = image_size(images)
         gains = images.device.type == "cpu" and images.dtype == torch.float32 and height * width >= _LARGE_IMAGE
         return self.takes_channels_last and gains
+
+    @contextmanager
+    def heap_held(self, images: Tensor) -> Iterator[None]:
+        """Have a CPU's allocator keep what passes through images (N, C, H, W) give back, until the end.
+
+        glibc hands the end of its heap back to the system whenever that is free, after each pass, and every page that
+        the next one touches costs a fault: a fifth of the time of 32 images of 224 px through MobileNetV2. One block
+        behind the memory of a pass holds that in place. None of it is touched for that, so no more is in use.
+        """
+        kept, blocks = self._network.bytes_per_image(images), list[torch.UntypedStorage]()
+        if images.device.type == "cpu" and kept is not None:
+            with suppress(RuntimeError):  # where the system grants no memory that it does not have
+                for _ in range(int(2 * kept * self.most_at_once(images)) // _BLOCK + 1):
+                    blocks.append(torch.UntypedStorage(_BLOCK))
+        del blocks[:-1]
+        yield
 
     @property
     def learned(self) -> dict[str, Any]:

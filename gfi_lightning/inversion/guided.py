@@ -220,7 +220,7 @@ class GuidedFeatureInversion:
         _check_images(images)
         if start is not None:
             start.check_images(len(images))
-        with undisturbed(self._network.model):
+        with undisturbed(self._network.model), self.capacity.heap_held(images):
             # A clone, as autograd refuses inference tensors, which Lightning's loops hand out.
             images = images.detach().clone()
             self._lay_out_for(images)
@@ -254,7 +254,7 @@ class GuidedFeatureInversion:
             UsageError: the targets or the start have another shape, or targets are none of the model's classes, or
                 contrasted with themselves.
         """
-        with undisturbed(self._network.model):
+        with undisturbed(self._network.model), self.capacity.heap_held(inversion.images):
             targets = as_targets(targets, inversion.foreground)
             if start is not None:
                 start.check_targets(targets)

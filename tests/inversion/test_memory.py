@@ -107,3 +107,30 @@ def test_on_a_gpu_chunks_fit_in_half_of_what_is_free():
     free = torch.cuda.mem_get_info()[0]
     assert gfi.capacity.chunk_size_for(images) * gfi._network.bytes_per_image(images) <= free
     assert 1 <= gfi.capacity.chunk_size_for(images) <= 32
+
+
+def test_the_heap_is_held_without_touching_it():
+    resource = pytest.importorskip("resource")
+    gfi, images = GuidedFeatureInversion(ToyCNN(), recipe=SHORT), random_images(8).float()
+    gfi.explain(images, 0)
+    with gfi.capacity.heap_held(images):  # whatever the first time takes
+        pass
+    gfi.capacity.learn({"kept_bytes": dict.fromkeys(gfi.capacity.learned["kept_bytes"], 2**24)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with gfi.capacity.heap_held(images):
+        touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert touched < 2000  # pages of 4 KB, of 64,000 or more that are asked for
+
+
+def test_a_system_that_grants_no_memory_in_advance_is_left_alone(monkeypatch):
+    gfi, images = GuidedFeatureInversion(ToyCNN().double(), recipe=SHORT), random_images(2)
+    expected = gfi.explain(images, 0)
+    asked = []
+
+    def refuse(size):
+        asked.append(size)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "UntypedStorage", refuse)
+    assert torch.equal(gfi.explain(images, 0).heatmaps, expected.heatmaps)
+    assert asked
