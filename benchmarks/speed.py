@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data is not None:
         report["others"] = others(options)
         write(options, report)
-        print(others_table(report["others"]))
+        print(f"{len(report['others']['images'])} photographs:\n\n{others_table(report['others'])}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ _LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 # From this size on the channels last pay on a CPU, and what passes keep outweighs the weights.
 _LARGE_IMAGE = 128 * 128  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
-_BLOCK = 2**20  # bytes: below the size from which glibc asks the system for each block anew
+_BLOCK = 2**22  # bytes: once one was freed, glibc takes such blocks from its heap
 
 
 class Capacity:
