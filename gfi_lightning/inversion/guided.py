@@ -254,35 +254,10 @@ class GuidedFeatureInversion:
             UsageError: the targets or the start have another shape, or targets are none of the model's classes, or
                 contrasted with themselves.
         """
-        with undisturbed(self._network.model), self.capacity.heap_held(inversion.images):
-            targets = as_targets(targets, inversion.foreground)
-            if start is not None:
-                start.check_targets(targets)
-            others = None if against is None else _as_others(against, targets)
+        with undisturbed(self._network.model):
             images = inversion.images
-            self._lay_out_for(inversion.chunks[0].images)
-            size, most = self.capacity.chunk_size_for(images), self.capacity.most_at_once(images)
-            pairs: list[dict[str, Tensor]] = []
-            done = 0
-            for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
-                for rows, question in self._questions(chunk, wanted, unwanted, size):
-                    own = None if start is None else start.pairs(done, len(rows))
-                    pairs.append(self._refine(chunk[rows], question, most, own))
-                    done += len(rows)
-        fields = {name: part.reshape(targets.shape + part.shape[1:]) for name, part in concatenate(pairs).items()}
-        return Explanation(
-            foreground=inversion.foreground,
-            targets=targets,
-            against=others,
-            depths=inversion.depths.stacked(),
-            layers=tuple(inversion.depths.layers),
-            grids=tuple(inversion.depths.grids),
-            images=images,
-            predicted=inversion.predicted,
-            predicted_score=inversion.predicted_score,
-            grid=self._grid(inversion),
-            **fields,
-        )
+            with self.capacity.heap_held(images):
+                return self._refine_all(inversion, images, targets, against, start)
 
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
@@ -329,6 +304,42 @@ class GuidedFeatureInversion:
         foreground = torch.cat(list(map(self._foreground, chunks)))
         predicted, score = self._predicted(chunks)
         return Inversion(foreground, predicted, score, chunks, Depths.joined(depths))
+
+    def _refine_all(
+        self,
+        inversion: Inversion,
+        images: Tensor,
+        targets: Tensor | int,
+        against: Tensor | int | None,
+        start: Start | None,
+    ) -> Explanation:
+        targets = as_targets(targets, inversion.foreground)
+        if start is not None:
+            start.check_targets(targets)
+        others = None if against is None else _as_others(against, targets)
+        self._lay_out_for(inversion.chunks[0].images)
+        size, most = self.capacity.chunk_size_for(images), self.capacity.most_at_once(images)
+        pairs: list[dict[str, Tensor]] = []
+        done = 0
+        for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
+            for rows, question in self._questions(chunk, wanted, unwanted, size):
+                own = None if start is None else start.pairs(done, len(rows))
+                pairs.append(self._refine(chunk[rows], question, most, own))
+                done += len(rows)
+        fields = {name: part.reshape(targets.shape + part.shape[1:]) for name, part in concatenate(pairs).items()}
+        return Explanation(
+            foreground=inversion.foreground,
+            targets=targets,
+            against=others,
+            depths=inversion.depths.stacked(),
+            layers=tuple(inversion.depths.layers),
+            grids=tuple(inversion.depths.grids),
+            images=images,
+            predicted=inversion.predicted,
+            predicted_score=inversion.predicted_score,
+            grid=self._grid(inversion),
+            **fields,
+        )
 
     def _background_of(self, images: Tensor) -> Tensor:
         # Autocast would blur in half precision.

@@ -47,20 +47,20 @@ class _MinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         low, high = _limits(maps)
-        span = torch.where(_differ(low, high), high - low, math.inf)
-        scaled = (maps - low) / span
+        span = torch.where(_differ(low, high), high - low, math.inf)  # which also holds where one is not finite
+        scaled = torch.where(span < math.inf, (maps - low) / span, 0.0)
         ctx.save_for_backward(scaled, span)
         return scaled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         scaled, span = ctx.saved_tensors
-        lowest, highest = ((scaled == end).to(gradient) for end in (0, 1))
-        gradient = gradient / span
+        lowest, highest = ((scaled == end).to(gradient) for end in (0, scaled.amax((2, 3), keepdim=True)))
+        gradient = torch.where(span < math.inf, gradient / span, 0.0)
         of_high = -_sum(gradient * scaled)
         of_low = -_sum(gradient) - of_high
         gradient.addcmul_(lowest, of_low / _sum(lowest))
-        return gradient.addcmul_(highest, of_high / _sum(highest).clamp(min=1))
+        return gradient.addcmul_(highest, of_high / _sum(highest))
 
 
 def _sum(maps: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_AT_ONCE = 2**20  # numbers that are blurred together, as that is done in float64
+
 
 def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Bilinear upsampling as by ``F.interpolate``.
@@ -39,7 +41,8 @@ def gaussian_blur(images: Tensor, sigma: float, reach: float) -> Tensor:
         The same shape and dtype.
     """
     height, width = (_gaussian(length, sigma, reach) for length in images.shape[2:])
-    return _mapped(images, height, width)
+    parts = images.split(max(_AT_ONCE // images[0].numel(), 1))
+    return torch.cat([_mapped(part, height, width) for part in parts])
 
 
 def _mapped(images: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -53,16 +56,18 @@ def _mapped(images: Tensor, height: Tensor, width: Tensor) -> Tensor:
 def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
     """The matrix (long, short) of linear interpolation."""
     with torch.inference_mode(False):
-        unit = torch.eye(short, dtype=torch.float64)[None]
+        unit = torch.eye(short, dtype=torch.float64, device="cpu")[None]
         return F.interpolate(unit, size=long, mode="linear", align_corners=align_corners)[0].T
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _gaussian(length: int, sigma: float, reach: float) -> Tensor:
     """The matrix (length, length) of a convolution with a Gaussian."""
     with torch.inference_mode(False):
         radius = min(math.ceil(reach * sigma), length - 1)  # mirroring cannot reach beyond the image
-        positions = torch.arange(-radius, radius + 1, dtype=torch.float64)
-        kernel = torch.softmax(-0.5 * (positions / sigma) ** 2, 0)
-        unit = torch.eye(length, dtype=torch.float64)[:, None]
-        return F.conv1d(F.pad(unit, (radius, radius), mode="reflect"), kernel[None, None])[:, 0].T
+        steps = torch.arange(-radius, radius + 1, device="cpu")
+        kernel = torch.softmax(-0.5 * (steps.double() / sigma) ** 2, 0)
+        last = length - 1
+        columns = last - (last - (torch.arange(length, device="cpu")[:, None] + steps).abs()).abs()
+        matrix = torch.zeros(length, length, dtype=torch.float64, device="cpu")
+        return matrix.scatter_add_(1, columns, kernel.expand(length, -1))

@@ -116,19 +116,25 @@ def refine(
     return found | {"signs": torch.cat(chunk.signs, 1)}
 
 
-def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The gradient of an objective, from versions of some images behind each other to numbers, by each version."""
+def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of an objective by each version of some images, at least float32.
+
+    Args:
+        objective: from all versions, one behind the other, to one number for each image of each.
+        versions: shapes (N, C, H, W).
+    """
     leaves = [version.detach().requires_grad_() for version in versions]
     values = objective(torch.cat(leaves))  # no leaf, as a model may work in place
-    if not values.requires_grad:  # a score of the user's that is constant
-        return tuple(map(torch.zeros_like, leaves))
-    return torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
+    if values.requires_grad:
+        gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
+    else:  # a score of the user's that is constant
+        gradients = tuple(map(torch.zeros_like, leaves))
+    return [one.to(torch.promote_types(one.dtype, torch.float32)) for one in gradients]
 
 
 def _by_mask(chunk: Chunk, gradient: Tensor) -> Tensor:
     """The gradient by the masks, (N, 1, H, W), from that by the kept images; of the removed ones it is the negative."""
-    wide = torch.promote_types(gradient.dtype, torch.float32)
-    difference = chunk.images.to(wide) - chunk.background.to(wide)
+    difference = chunk.images.to(gradient) - chunk.background.to(gradient)
     return difference.mul_(gradient).sum(1, keepdim=True)
 
 
@@ -171,8 +177,9 @@ def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, slope: Slope, penalty: 
     # Of the SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
     outputs, slopes = [mask], [slope(chunk, numbers, mask.detach()).to(mask)]
     if penalty > 0:
-        outputs += map(recipe.penalty, weights)
-        slopes += [torch.full_like(one, penalty) for one in outputs[1:]]
+        penalties = [one for one in map(recipe.penalty, weights) if one.requires_grad]
+        outputs += penalties
+        slopes += [torch.full_like(one, penalty) for one in penalties]
     gradients = torch.autograd.grad(outputs, weights, slopes)
     learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
     triples = zip(chunk.optimizers, weights, gradients, strict=True)
@@ -212,13 +219,13 @@ def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     if not finer:
         return coarsest
     masks = [*finer, coarsest**recipe.coarsest_power]
-    product = math.prod(mask + _tells_nothing(mask) for mask in masks)
+    product = math.prod(torch.where(_tells(mask), mask, 1.0) for mask in masks)
     return minmax(torch.as_tensor(product))
 
 
-def _tells_nothing(mask: Tensor) -> Tensor:
-    """1 for each mask of (N, 1, H, W) that is zero everywhere, and else 0: (N, 1, 1, 1)."""
-    return (mask.detach().amax((2, 3), keepdim=True) <= 0).to(mask)
+def _tells(mask: Tensor) -> Tensor:
+    """Whether each mask (N, 1, H, W) is not zero everywhere: (N, 1, 1, 1), bool."""
+    return mask.detach().amax((2, 3), keepdim=True) > 0
 
 
 def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Where there is no evidence: an empty map and a flag for that image, never NaN, the others untouched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -100,3 +102,28 @@ def test_an_image_that_is_not_finite(value):
     assert explanation.degenerate.tolist() == [True, *clean.degenerate[1:].tolist()]
     assert torch.equal(explanation.heatmaps[1:], clean.heatmaps[1:])
     assert all(torch.isfinite(getattr(explanation, name)).all() for name in FIELDS)
+
+
+def test_a_score_whose_gradient_is_not_a_number_lets_no_such_image_into_the_model():
+    model, seen = ToyCNN().double(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(bool(args[0].isfinite().all())))
+
+    def score(output, targets):
+        return (output[:, 0] * 0).sqrt()  # 0, and its gradient 0 * inf
+
+    explanation = GuidedFeatureInversion(model, "coarse", score=score).explain(random_images(2), 0)
+    assert explanation.degenerate.all()
+    assert len(seen) > 4
+    assert all(seen)
+
+
+def test_a_penalty_may_be_constant():
+    free, constant = (
+        replace(RECIPES["default"], target_penalty=penalty, penalty=lambda weights: weights.new_zeros(len(weights)))
+        for penalty in (0.0, 1.0)
+    )
+    maps = [
+        GuidedFeatureInversion(ToyCNN().double(), "coarse", recipe=recipe).explain(random_images(2), 0).heatmaps
+        for recipe in (free, constant)
+    ]
+    assert torch.equal(*maps)

@@ -1,5 +1,6 @@
 """Min-max scaling, and its gradient against autograd's through its parts."""
 
+import pytest
 import torch
 
 from gfi_lightning.inversion.recipes import minmax
@@ -41,3 +42,14 @@ def test_a_constant_map_is_zero_and_has_no_gradient():
 def test_what_differs_by_rounding_alone_is_constant():
     maps = 1 + 3 * torch.finfo(torch.float32).eps * torch.rand(1, 1, 4, 4)
     assert (minmax(maps) == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_map_that_is_not_finite_is_zero_and_has_no_gradient(value):
+    maps, upstream = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    maps[0, 0, 1, 2] = value
+    upstream[0, 0, 3, 3] = torch.nan
+    scaled, gradient = with_gradient(minmax, maps, upstream)
+    assert (scaled[0] == 0).all()
+    assert (gradient[0] == 0).all()
+    assert (gradient[1] != 0).all()

@@ -48,3 +48,12 @@ def test_neither_autocast_nor_a_setting_rounds_it():
         torch.set_float32_matmul_precision(precision)
     assert rounded.dtype == torch.float32
     assert torch.equal(plain, rounded)
+
+
+def test_a_default_device_does_not_reach_what_is_remembered():
+    images = torch.rand(1, 1, 11, 13)
+    with torch.device("meta"):
+        gaussian_blur(images, 1.1, reach=3.0)
+        upsample(images, (23, 29), align_corners=False)
+    assert gaussian_blur(images, 1.1, reach=3.0).isfinite().all()
+    assert upsample(images, (23, 29), align_corners=False).isfinite().all()
