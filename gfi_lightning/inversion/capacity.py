@@ -1,4 +1,4 @@
-"""How many images go through a network at once, and in which memory format."""
+"""How many images go through a network at once, in which memory format, and in what memory."""
 
 import platform
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ from gfi_lightning.inversion.layers import (
     image_size,
     module_name,
 )
-from gfi_lightning.inversion.scores import first_tensor
+from gfi_lightning.inversion.scores import at_least_float32, first_tensor
 from gfi_lightning.inversion.search import FeatureMapSearch, Found, Trial
 from gfi_lightning.logs import logger
 
@@ -160,13 +160,13 @@ class Network:
         features = captures[self.inversion]
         if features.output is None:
             raise self._unusable(self.inversion, _why_no_maps(features), images, "inversion_layer")
-        return Look(maps, _at_least_float32(features.output), output)
+        return Look(maps, at_least_float32(features.output), output)
 
     def _maps(self, layer: Layer, capture: Capture, images: Tensor) -> Tensor:
         maps = feature_maps(capture.output, image_size(images))
         if maps is None or len(maps) != len(images):
             raise self._unusable(layer, _why_no_maps(capture), images)
-        return _at_least_float32(maps)
+        return at_least_float32(maps)
 
     def gradients(self, images: Tensor, objective: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
         """The gradient of an objective with respect to each base layer's feature maps, one pass each way.
@@ -187,7 +187,7 @@ class Network:
             while any(self._cuts_gradient(images, one) for one in (first_tensor(output), *tapped)):
                 output, tapped = self._tapped(images)
             gradients = torch.autograd.grad(objective(output).sum(), tapped, allow_unused=True, materialize_grads=True)
-        return tuple(_at_least_float32(cast(Tensor, feature_maps(one, image_size(images)))) for one in gradients)
+        return tuple(at_least_float32(cast(Tensor, feature_maps(one, image_size(images)))) for one in gradients)
 
     def _tapped(self, images: Tensor) -> tuple[Any, list[Tensor]]:
         """The output, and what the base layers returned, as it is before others work on it in place."""
@@ -225,7 +225,7 @@ class Network:
         features = self._run_to_inversion_layer(images)
         if self._cuts_gradient(images, features):
             features = self._run_to_inversion_layer(images)
-        return _at_least_float32(features)
+        return at_least_float32(features)
 
     def _run_to_inversion_layer(self, images: Tensor) -> Tensor:
         stop = StopAt(self._calls[self.inversion], ends=not self.is_sharded)
@@ -342,7 +342,3 @@ def _why_no_maps(capture: Capture) -> str:
     if capture.output is None:
         return "returns no tensor of floating point numbers"
     return f"returns shape {tuple(capture.output.shape)}, which has no spatial extent"
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -16,6 +16,11 @@ _LOGITS = ("logits", "class_logits", "output", "outputs", "out", "pred", "preds"
 _NAMED = (*_LOGITS, "last_hidden_state")
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where its type is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def first_tensor(output: Any) -> Tensor | None:
     """The first floating tensor in an output that may be a tensor, a tuple, a mapping or an object.
 
@@ -82,7 +87,7 @@ def logits_of(output: Any) -> Tensor:
             "Return them alone, in a tuple, in a dict or as .logits, "
             "or give forward= (images → logits) or score= (output, targets → one number each)."
         )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return at_least_float32(logits)
 
 
 def _check_names(output: Any) -> None:
@@ -178,7 +183,7 @@ def _called(score: ScoreFunction, output: Any, targets: Tensor) -> Tensor:
             f"score= returned {describe(scores)}; expected is one number for each of the {len(targets)} "
             f"targets, a tensor of shape {tuple(targets.shape)}."
         )
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return at_least_float32(scores)
 
 
 def _margin(output: Any, targets: Tensor, against: Tensor, score: str) -> Tensor:

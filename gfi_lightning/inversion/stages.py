@@ -16,7 +16,14 @@ from gfi_lightning.inversion.network import Look, Network, several_ranks
 from gfi_lightning.inversion.optimizer import joined, unit_norm
 from gfi_lightning.inversion.recipes import Recipe, minmax
 from gfi_lightning.inversion.results import Chunk
-from gfi_lightning.inversion.scores import Question, ScoreFunction, log_odds, scores_of_rows, target_scores
+from gfi_lightning.inversion.scores import (
+    Question,
+    ScoreFunction,
+    at_least_float32,
+    log_odds,
+    scores_of_rows,
+    target_scores,
+)
 from gfi_lightning.inversion.start import Start, Warm
 
 Slope = Callable[[Chunk, Tensor, Tensor], Tensor]
@@ -129,7 +136,7 @@ def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]
         gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
     else:  # a score of the user's that is constant
         gradients = tuple(map(torch.zeros_like, leaves))
-    return [one.to(torch.promote_types(one.dtype, torch.float32)) for one in gradients]
+    return list(map(at_least_float32, gradients))
 
 
 def _by_mask(chunk: Chunk, gradient: Tensor) -> Tensor:

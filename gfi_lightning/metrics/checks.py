@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gfi_lightning.errors import UsageError
-from gfi_lightning.inversion.scores import describe
+from gfi_lightning.inversion.scores import at_least_float32, describe
 
 _ROUNDING = 1e-3  # by which interpolation may leave the range
 
@@ -25,7 +25,7 @@ def checked_heatmaps(heatmaps: Tensor, name: str = "heatmaps") -> Tensor:
     unusable = (~heatmaps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if unusable:
         raise UsageError(f"{name}[{unusable[0]}] holds NaN or infinity: leave such maps out, or repair them.")
-    return heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32))
+    return at_least_float32(heatmaps)
 
 
 def checked_pair(heatmaps: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def _checked_boxes_of_image(boxes: Tensor, size: tuple[int, int], name: str) -> 
         return torch.zeros(0, 4, device=boxes.device)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise UsageError(f"{name} has shape {tuple(boxes.shape)}; expected is (B, 4): x0, y0, x1, y1.")
-    boxes = boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32))
+    boxes = at_least_float32(boxes.detach())
     x0, y0, x1, y1 = boxes.unbind(1)
     if not bool(((x0 < x1) & (y0 < y1)).all()):  # nor where one is NaN
         raise UsageError(

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion.backgrounds import Background, background_function
-from gfi_lightning.inversion.scores import ScoreFunction, check_score, check_targets, describe, target_scores
+from gfi_lightning.inversion.scores import (
+    ScoreFunction,
+    at_least_float32,
+    check_score,
+    check_targets,
+    describe,
+    target_scores,
+)
 from gfi_lightning.metrics.checks import (
     check_unit_range,
     checked_images,
@@ -189,7 +196,7 @@ def scorer_of(model: nn.Module | Scorer, score: str | ScoreFunction) -> Iterator
                 f"{len(targets)} targets. (A model that is no torch.nn.Module needs one around it: "
                 "lambda images, targets: ….)"
             )
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return at_least_float32(scores)
 
     if isinstance(model, nn.Module):
         with undisturbed(model), torch.no_grad():

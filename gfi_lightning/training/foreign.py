@@ -15,7 +15,7 @@ from gfi_lightning.guard import lent, preserved_rng
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.results import Chunk, Depths, Inversion
-from gfi_lightning.inversion.scores import Question, describe, scores_of_rows, target_scores
+from gfi_lightning.inversion.scores import Question, at_least_float32, describe, scores_of_rows, target_scores
 from gfi_lightning.inversion.stages import blend, cleaned
 from gfi_lightning.inversion.start import Start
 
@@ -140,7 +140,7 @@ def as_heatmaps(maps: Any, images: Tensor, name: str) -> tuple[Tensor, tuple[int
     given = _as_tensor(maps)
     if given is None or not _are_maps(given, len(images)):
         raise UsageError(_no_maps(maps, images, name))
-    numbers = given.to(torch.promote_types(given.dtype, torch.float32)).reshape(len(images), 1, *given.shape[-2:])
+    numbers = at_least_float32(given).reshape(len(images), 1, *given.shape[-2:])
     finite = torch.isfinite(numbers).flatten(1).all(1)
     positive = torch.where(finite[:, None, None, None], numbers, 0).clamp(min=0)
     # Divided before they become float32 as well, which does not hold all numbers of float64.
