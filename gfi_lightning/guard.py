@@ -198,19 +198,21 @@ def _eval_mode(parts: Iterable[nn.Module]) -> Iterator[None]:
     # The flags are set one by one: `.eval()` may be overridden, and `.train()` would wake up frozen parts.
     flags = [(part, part.training) for part in parts]
     try:
-        for part, _ in flags:
-            part.training = False
+        for part, training in flags:
+            if training:  # a part is slow to be told anything
+                part.training = False
         yield
     finally:
         for part, training in flags:
-            part.training = training
+            if part.training != training:
+                part.training = training
 
 
 @contextmanager
 def _frozen(parts: Iterable[nn.Module]) -> Iterator[None]:
     # Only ω needs a gradient: without theirs, the weights' share of the backward pass and the activations
     # saved for it fall away. Not those that FSDP spreads over ranks: it takes over the flag once and for ever.
-    parameters = (one for part in parts for one in part.parameters(recurse=False))
+    parameters = (one for part in parts for one in _own(part, "parameters"))
     trainable = [one for one in parameters if one.requires_grad and not hasattr(one, "device_mesh")]
     try:
         for parameter in trainable:
@@ -244,20 +246,30 @@ def _without_reentrant_checkpointing() -> Iterator[None]:
         del CheckpointFunction.apply  # and there is the inherited one again
 
 
+def _own(part: nn.Module, kind: str) -> Iterable[Any]:
+    """The "parameters" or "buffers" of a part alone: module.parameters() takes many times as long to look for them."""
+    if isinstance(part, torch.jit.ScriptModule):  # which keeps them elsewhere
+        members: Iterable[Any] = getattr(part, kind)(recurse=False)
+        return members
+    return [one for one in getattr(part, f"_{kind}").values() if one is not None]
+
+
 def _modules_within(module: nn.Module) -> list[nn.Module]:
     """The module and all others that it can reach, also those in containers of the user's."""
-    return [thing for thing in reachable([module], empty=False) if isinstance(thing, nn.Module)]
+    return [thing for thing in reachable([module], barren=False) if isinstance(thing, nn.Module)]
 
 
-def reachable(roots: Iterable[Any], others: bool = False, variables: bool = False, empty: bool = True) -> Iterator[Any]:
+def reachable(
+    roots: Iterable[Any], others: bool = False, variables: bool = False, barren: bool = True
+) -> Iterator[Any]:
     """All things that can be reached from some, each once; a few levels deep, below each module anew.
 
     Args:
         roots: where to begin.
-        empty: whether containers that hold nothing are told as well.
         others: whether objects of installed packages, other than modules, are there, too.
         variables: whether those of the user's functions are that are kept in attributes and containers; those of
             a module's hooks always are.
+        barren: whether containers of nothing, or of nothing but a few numbers and strings, are told as well.
     """
     depths: dict[int, int] = {}
     waiting = [(root, 0) for root in roots]
@@ -277,17 +289,27 @@ def reachable(roots: Iterable[Any], others: bool = False, variables: bool = Fals
             # Parameters stay those that they are, and FSDP exchanges the tensors behind them as it needs.
             depths[id(vars(thing).get("_parameters"))] = 0
         if depth < _DEEPEST:
-            held = [one for one in _held_by(thing, variables) if type(one) not in _SIMPLE]
-            waiting += [(one, depth + 1) for one in held if empty or type(one) not in _SIZED or one]
+            held = _held_by(thing, variables)
+            if not barren:
+                held = [one for one in held if type(one) not in _SIZED or (one and not _is_barren(one))]
+            waiting += [(one, depth + 1) for one in held]
+
+
+def _is_barren(thing: Any) -> bool:
+    """Whether a container leads nowhere, as most of what a module holds."""
+    values = thing.values() if isinstance(thing, dict) else thing
+    return len(thing) <= _FEW and all(type(one) in _SIMPLE for one in values)
 
 
 _CONTAINERS = (list, tuple, set, frozenset, deque, dict)
 _SIZED = {*_CONTAINERS, OrderedDict}  # of a module's own dictionaries most hold nothing
 _SIMPLE = {bool, int, float, str, type(None)}  # most of what a module holds
-_FUNCTIONS = (FunctionType, MethodType, partial)
+_SIMPLE_OR_FUNCTIONS = _SIMPLE | {FunctionType, MethodType, partial}
 _DEEPEST = 4
+_FEW = 8
 _MANY = 1000
 _LARGE = 2**24  # elements: of what is larger, and no buffer, no copy is made
+_SMALL = 2**16  # elements: so many are copied and compared sooner than an operation begins
 _ATOMS = (str, bytes, int, float, complex, type, ModuleType, type(None), torch.dtype, torch.device, nn.Parameter)
 _LIBRARIES = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "numpy", "tensorboard"}
 _LIBRARIES |= sys.stdlib_module_names
@@ -304,7 +326,8 @@ def _held_by(thing: Any, variables: bool) -> list[Any]:
     is_module = issubclass(kind, nn.Module)
     hooks = (*thing._forward_hooks.values(), *thing._forward_pre_hooks.values()) if is_module else ()
     # Their variables belong to whoever wrote them; but a hook's to the model's passes.
-    return [*hooks, *(part for part in _parts(thing) if variables or type(part) not in _FUNCTIONS)]
+    left_out = _SIMPLE if variables else _SIMPLE_OR_FUNCTIONS
+    return [*hooks, *[part for part in _parts(thing) if type(part) not in left_out]]
 
 
 def _parts(thing: Any) -> Iterable[Any]:
@@ -373,23 +396,61 @@ def _mementos(thing: Any, tensors: bool) -> Iterator[Restore]:
 
 
 def _mementos_of_buffers(parts: Iterable[nn.Module]) -> Iterator[Restore]:
+    few: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for part in parts:
         if not isinstance(part, torch.jit.ScriptModule):  # which keeps them elsewhere, and replaces none
-            yield partial(_refill, part._buffers, dict.clear, dict.update, dict(part._buffers))
-        for buffer in part.buffers(recurse=False):
-            yield from _mementos_of_tensor(buffer)
+            yield partial(_refill_if_other, part._buffers, dict(part._buffers))
+        for buffer in _own(part, "buffers"):
+            if _is_plain(buffer) and buffer.grad_fn is None and buffer.numel() <= _SMALL:
+                few.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+            else:
+                yield from _mementos_of_tensor(buffer)
+    for buffers in few.values():
+        yield _memento_of_tensors(buffers)
+
+
+def _memento_of_tensors(tensors: list[Tensor]) -> Restore:
+    """Of many small ones without a graph: one copy and one comparison instead of hundreds."""
+
+    @torch.no_grad()
+    def values() -> Tensor:
+        return torch.cat([one.flatten() for one in tensors])
+
+    def kinds() -> list[Any]:
+        return [(one.shape, one.dtype, one.device, one.requires_grad, one.grad_fn) for one in tensors]
+
+    before, kinds_before = values(), kinds()
+
+    def put_back() -> None:
+        if kinds() == kinds_before and torch.equal(values(), before):
+            return
+        parts = before.split([shape.numel() for shape, *_ in kinds_before])
+        with ExitStack() as stack:
+            for tensor, part, (shape, _, _, required_grad, _) in zip(tensors, parts, kinds_before, strict=True):
+                stack.callback(_restore_tensor, tensor, part.clone().view(shape), True, required_grad)
+
+    return put_back
 
 
 def _mementos_of_tensor(tensor: Tensor) -> Iterator[Restore]:
-    # Not of a subclass, which may be spread over ranks, or have no values yet.
-    if type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_meta:
+    if _is_plain(tensor):
         yield partial(_restore_tensor, tensor, tensor.detach().clone(), tensor.grad_fn is None, tensor.requires_grad)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not of a subclass, which may be spread over ranks, or have no values yet."""
+    return type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _restore_attributes(now: dict[str, Any], before: dict[str, Any]) -> None:
     for added in now.keys() - before.keys():
         del now[added]
     now.update(before)
+
+
+def _refill_if_other(container: dict[str, Any], content: dict[str, Any]) -> None:
+    if [*container] != [*content] or any(container[name] is not one for name, one in content.items()):
+        _refill(container, dict.clear, dict.update, content)
 
 
 def _refill(container: Any, clear: Callable[[Any], None], fill: Callable[[Any, Any], None], content: Any) -> None:
