@@ -1,6 +1,7 @@
 """Backgrounds, the image with its information taken away (Du et al. 2018, section 3.2), and noise."""
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def noise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         source.manual_seed(0)
     else:
         source.set_state(generator.get_state())
-    pattern = _pattern(images, source)
+    pattern = _pattern(images.shape[1:], source).to(images)
     spread = images.std(dim=(2, 3), keepdim=True, correction=0)
     return images.mean(dim=(2, 3), keepdim=True) + spread * pattern
 
@@ -87,18 +88,25 @@ def with_noise(images: Tensor, count: int, size: float) -> Iterator[Tensor]:
     Yields:
         Images of the same shape and dtype, count times.
     """
-    source = torch.Generator().manual_seed(0)
     scale = size * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    pattern = torch.zeros_like(images[0])
+    patterns = _patterns(images.shape[1:], (count + 1) // 2).to(images)
     for number in range(count):
-        pattern = -pattern if number % 2 else _pattern(images, source)
-        yield images + scale * pattern
+        pattern = scale * patterns[number // 2]
+        yield images - pattern if number % 2 else images + pattern
 
 
-def _pattern(images: Tensor, source: torch.Generator) -> Tensor:
+@lru_cache(maxsize=2)
+def _patterns(shape: torch.Size, count: int) -> Tensor:
+    """So many patterns of white noise, (count, C, H, W): drawing them takes longer than a small network's pass."""
+    source = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        return torch.stack([_pattern(shape, source) for _ in range(count)])
+
+
+def _pattern(shape: torch.Size, source: torch.Generator) -> Tensor:
     """White noise of one image's shape, (C, H, W)."""
     # Drawn on the CPU in one precision, so that every device and precision sees the same pattern.
-    return torch.randn(images.shape[1:], generator=source, dtype=torch.float32).to(images)
+    return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
 
 
 _BACKGROUNDS = ("blur", "mean", "noise")

@@ -12,6 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _AT_ONCE = 2**20  # numbers that are blurred together, as that is done in float64
+_ROWS = 64  # of a band; at 224 px half of each is not zero
+
+Bands = list[tuple[slice, Tensor]]
+"""A matrix in bands of rows: each one's columns that are not all zero, and what stands there."""
 
 
 def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -26,7 +30,7 @@ def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor
         Shape (N, 1, H, W).
     """
     height, width = (_interpolation(*lengths, align_corners) for lengths in zip(maps.shape[2:], size, strict=True))
-    return _mapped(maps, height, width)
+    return (_wide(height, maps) @ _wide(maps, maps) @ _wide(width, maps).T).to(maps.dtype)
 
 
 def gaussian_blur(images: Tensor, sigma: float, reach: float) -> Tensor:
@@ -41,15 +45,18 @@ def gaussian_blur(images: Tensor, sigma: float, reach: float) -> Tensor:
         The same shape and dtype.
     """
     height, width = (_gaussian(length, sigma, reach) for length in images.shape[2:])
-    parts = images.split(max(_AT_ONCE // images[0].numel(), 1))
-    return torch.cat([_mapped(part, height, width) for part in parts])
+    return torch.cat([_blurred(part, height, width) for part in images.split(max(_AT_ONCE // images[0].numel(), 1))])
 
 
-def _mapped(images: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    # Products of float64, which no setting or autocast rounds to half precision; MPS has none.
-    dtype = torch.float64 if images.device.type != "mps" else images.dtype
-    height, width = (one.to(images.device, dtype) for one in (height, width))
-    return (height @ images.to(dtype) @ width.T).to(images.dtype)
+def _blurred(images: Tensor, height: Bands, width: Bands) -> Tensor:
+    rows = _wide(images, images)
+    rows = torch.cat([_wide(band, images) @ rows[:, :, some] for some, band in height], 2)
+    return torch.cat([rows[..., some] @ _wide(band, images).T for some, band in width], 3).to(images.dtype)
+
+
+def _wide(one: Tensor, images: Tensor) -> Tensor:
+    """Where the images are, in float64, of which no setting or autocast rounds a product to half precision."""
+    return one.to(images.device, torch.float64 if images.device.type != "mps" else images.dtype)  # which has none
 
 
 @lru_cache(maxsize=64)
@@ -61,7 +68,7 @@ def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _gaussian(length: int, sigma: float, reach: float) -> Tensor:
+def _gaussian(length: int, sigma: float, reach: float) -> Bands:
     """The matrix (length, length) of a convolution with a Gaussian."""
     with torch.inference_mode(False):
         radius = min(math.ceil(reach * sigma), length - 1)  # mirroring cannot reach beyond the image
@@ -70,4 +77,11 @@ def _gaussian(length: int, sigma: float, reach: float) -> Tensor:
         last = length - 1
         columns = last - (last - (torch.arange(length, device="cpu")[:, None] + steps).abs()).abs()
         matrix = torch.zeros(length, length, dtype=torch.float64, device="cpu")
-        return matrix.scatter_add_(1, columns, kernel.expand(length, -1))
+        matrix.scatter_add_(1, columns, kernel.expand(length, -1))
+        return [_band(rows) for rows in matrix.split(_ROWS)]
+
+
+def _band(rows: Tensor) -> tuple[slice, Tensor]:
+    used = rows.any(0).nonzero()
+    some = slice(int(used[0]), int(used[-1]) + 1)
+    return some, rows[:, some].contiguous()
