@@ -115,5 +115,5 @@ def unit_norm(weights: Tensor) -> Tensor:
 
 
 def divided(values: Tensor, size: Tensor) -> Tensor:
-    """Values (N, K) by their size (N, 1); where that is 0, they are left."""
-    return values / torch.where(size > 0, size, 1.0)
+    """Values (N, K) by their size (N, 1); where that is 0, so are they, and stay it."""
+    return values / size.clamp(min=torch.finfo(size.dtype).tiny)

@@ -47,8 +47,9 @@ class _MinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         low, high = _limits(maps)
-        span = torch.where(_differ(low, high), high - low, math.inf)  # which also holds where one is not finite
-        scaled = torch.where(span < math.inf, (maps - low) / span, 0.0)
+        constant = _differ(low, high).logical_not()  # which also holds where one is not finite
+        span = (high - low).masked_fill_(constant, math.inf)
+        scaled = (maps - low).div_(span).masked_fill_(constant, 0.0)
         ctx.save_for_backward(scaled, span)
         return scaled
 
@@ -56,7 +57,7 @@ class _MinMax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         scaled, span = ctx.saved_tensors
         lowest, highest = ((scaled == end).to(gradient) for end in (0, scaled.amax((2, 3), keepdim=True)))
-        gradient = torch.where(span < math.inf, gradient / span, 0.0)
+        gradient = (gradient / span).masked_fill_(span == math.inf, 0.0)
         of_high = -_sum(gradient * scaled)
         of_low = -_sum(gradient) - of_high
         gradient.addcmul_(lowest, of_low / _sum(lowest))
@@ -96,7 +97,8 @@ def _limits(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def _differ(low: Tensor, high: Tensor) -> Tensor:
     with torch.no_grad():
-        return high - low > 64 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
+        largest = torch.maximum(-low, high)  # of all absolute values
+        return high - low > 64 * torch.finfo(low.dtype).eps * largest
 
 
 def _divide_or_zero(numerator: Tensor, denominator: Tensor, evident: Tensor) -> Tensor:
