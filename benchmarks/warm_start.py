@@ -35,7 +35,8 @@ from gfi_lightning.training.share import nudged
 
 DEFAULT = RECIPES["default"]
 SHORT = replace(DEFAULT, inversion_steps=1, target_steps=2)
-COLD = "cold, 3 + 4 steps"
+ALL = f"{DEFAULT.inversion_steps} + {DEFAULT.target_steps} steps"
+COLD = f"cold, {ALL}"
 Numbers = dict[str, float]
 
 
@@ -57,9 +58,9 @@ class Way:
 WAYS = {
     COLD: Way(),
     "cold, 1 + 2 steps": Way(SHORT),
-    "warm, 3 + 4 steps": Way(warm=True),
+    f"warm, {ALL}": Way(warm=True),
     "warm, 1 + 2 steps": Way(SHORT, warm=True),
-    "warm stage 1, 3 + 4 steps": Way(warm=True, targets_too=False),
+    f"warm stage 1, {ALL}": Way(warm=True, targets_too=False),
     "warm stage 1, 1 + 2 steps": Way(SHORT, warm=True, targets_too=False),
 }
 

@@ -253,8 +253,8 @@ RELEASE = Recipe(
 
 DEFAULT = Recipe(
     resolutions=2,
-    inversion_steps=3,
-    target_steps=4,
+    inversion_steps=2,
+    target_steps=3,
     inversion_area_penalty=1.0,
     target_area_penalty=15.0,
     log_odds=True,

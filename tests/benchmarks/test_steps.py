@@ -10,9 +10,10 @@ from tests.networks import ToyCNN, random_images
 
 
 def test_recipes_are_the_default_but_for_steps_and_tolerance():
-    made = steps.recipes([(3, 4), (0, 0)], [0.01])
-    assert list(made) == ["3 + 4", "0 + 0", "6 + 12, tolerance 0.01"]
-    assert made["3 + 4"] == DEFAULT
+    base = DEFAULT.inversion_steps, DEFAULT.target_steps
+    made = steps.recipes([base, (0, 0)], [0.01])
+    assert list(made) == [f"{base[0]} + {base[1]}", "0 + 0", "6 + 12, tolerance 0.01"]
+    assert made[f"{base[0]} + {base[1]}"] == DEFAULT
     assert (made["0 + 0"].inversion_steps, made["0 + 0"].target_steps, made["0 + 0"].tolerance) == (0, 0, 0)
     assert made["6 + 12, tolerance 0.01"].tolerance == 0.01
 

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from gfi_lightning.inversion.recipes import DEFAULT
 from tests.benchmarks.conftest import BENCHMARKS
+
+ALL = f"{DEFAULT.inversion_steps} + {DEFAULT.target_steps} steps"
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +29,19 @@ def test_warm_and_cold_are_compared_at_each_point(result):
     assert [*rows] == [(step, way) for step in (0, 1, 3) for way in ways]
     assert all(row["distance, median"] == 0 for (_, way), row in rows.items() if way == cold)
     # At the first point nothing is warm.
-    assert rows[0, "warm, 3 + 4 steps"]["distance, worst"] == 0
+    assert rows[0, f"warm, {ALL}"]["distance, worst"] == 0
     assert rows[0, "warm, 1 + 2 steps"]["distance, worst"] == rows[0, "cold, 1 + 2 steps"]["distance, worst"]
     assert rows[0, cold]["drift, median"] is None
-    assert rows[3, "warm, 3 + 4 steps"]["distance, worst"] > 0
+    assert rows[3, f"warm, {ALL}"]["distance, worst"] > 0
     assert "drift of cold" in printed
 
 
 def test_passes_that_are_saved_are_counted(result):
     share = {way: one["images through the network, of the cold way's"] for way, one in result[0]["means"].items()}
-    cold = 1 + 3 + 4 + 2 * 4  # look, stage 1, evidence, kept and removed images in stage 2
-    assert share["cold, 3 + 4 steps"] == 1
-    assert share["warm, 3 + 4 steps"] == pytest.approx((cold - 4) / cold)
+    cold = (
+        1 + DEFAULT.inversion_steps + 4 + 2 * DEFAULT.target_steps
+    )  # look, stage 1, evidence, kept and removed images in stage 2
+    assert share[f"cold, {ALL}"] == 1
+    assert share[f"warm, {ALL}"] == pytest.approx((cold - 4) / cold)
     assert share["warm, 1 + 2 steps"] == pytest.approx((1 + 1 + 2 * 2) / cold)
     assert share["warm stage 1, 1 + 2 steps"] == share["cold, 1 + 2 steps"] == pytest.approx((1 + 1 + 4 + 4) / cold)
