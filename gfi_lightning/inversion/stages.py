@@ -225,9 +225,8 @@ def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     *finer, coarsest = [recipe.mask(one, size) for one in sums]
     if not finer:
         return coarsest
-    masks = [*finer, coarsest**recipe.coarsest_power]
-    product = math.prod(torch.where(_tells(mask), mask, 1.0) for mask in masks)
-    return minmax(torch.as_tensor(product))
+    first, *others = [torch.where(_tells(mask), mask, 1.0) for mask in (*finer, coarsest**recipe.coarsest_power)]
+    return minmax(math.prod(others, start=first))
 
 
 def _tells(mask: Tensor) -> Tensor:
