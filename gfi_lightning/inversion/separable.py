@@ -55,8 +55,9 @@ def _blurred(images: Tensor, height: Bands, width: Bands) -> Tensor:
 
 
 def _wide(one: Tensor, images: Tensor) -> Tensor:
-    """Where the images are, in float64, of which no setting or autocast rounds a product to half precision."""
-    return one.to(images.device, torch.float64 if images.device.type != "mps" else images.dtype)  # which has none
+    """In float64, whose products no setting or autocast rounds to half precision, on the images' device."""
+    has_float64 = images.device.type != "mps"
+    return one.to(images.device, torch.float64 if has_float64 else images.dtype)
 
 
 @lru_cache(maxsize=64)
