@@ -89,18 +89,18 @@ def with_noise(images: Tensor, count: int, size: float) -> Iterator[Tensor]:
         Images of the same shape and dtype, count times.
     """
     scale = size * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    patterns = _patterns(images.shape[1:], (count + 1) // 2).to(images)
+    patterns = _patterns(images.shape[1:], (count + 1) // 2, images.device, images.dtype)
     for number in range(count):
         pattern = scale * patterns[number // 2]
         yield images - pattern if number % 2 else images + pattern
 
 
 @lru_cache(maxsize=2)
-def _patterns(shape: torch.Size, count: int) -> Tensor:
-    """So many patterns of white noise, (count, C, H, W): drawing them takes longer than a small network's pass."""
+def _patterns(shape: torch.Size, count: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """So many patterns of white noise, (C, H, W): drawing them takes longer than a small network's pass."""
     source = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
-        return torch.stack([_pattern(shape, source) for _ in range(count)])
+        return tuple(_pattern(shape, source).to(device, dtype) for _ in range(count))
 
 
 def _pattern(shape: torch.Size, source: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 # From this size on the channels last pay on a CPU, and what passes keep outweighs the weights.
 _LARGE_IMAGE = 128 * 128  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
-_LARGEST_HEAP = 2**30  # bytes
+_SMALL_HEAP, _LARGEST_HEAP = 2**28, 2**30  # bytes
 _BLOCK = 2**22  # bytes: once one was freed, glibc takes such blocks from its heap
 
 
@@ -58,9 +59,12 @@ class Capacity:
             most = min(most, _most_on_cpu(images))
         kept = self._network.bytes_per_image(images)
         if kept is not None:
-            of_weights = sum(one.nbytes for one in self._network.model.parameters())
-            most = min(most, int(max(len(images) * kept + of_weights, _LITTLE) / max(kept, 1)))
+            most = min(most, int(max(len(images) * kept + self._bytes_of_weights, _LITTLE) / max(kept, 1)))
         return max(most, 1)
+
+    @cached_property
+    def _bytes_of_weights(self) -> int:
+        return sum(one.nbytes for one in self._network.model.parameters())
 
     def asks_for_a_trial(self, images: Tensor) -> bool:
         """Whether a pass with few images should come first, to tell how many fit."""
@@ -83,13 +87,13 @@ class Capacity:
         It hands the end of its heap back to the system whenever that is free, after each pass, and every page that the
         next one touches costs a fault: a fifth of the time of 32 images of 224 px through MobileNetV2. One block behind
         the memory of a pass holds that in place. The memory is asked for and not touched. (Tensors of more than 32 MB
-        never are in the heap.)
+        never are in the heap.) Where passes keep little, that takes longer than it saves.
         """
         kept, blocks = self._network.bytes_per_image(images), list[torch.UntypedStorage]()
         if images.device.type == "cpu" and kept is not None and _may_ask_for_memory_in_advance():
             size = min(2 * kept * self.most_at_once(images), _LARGEST_HEAP)
             with suppress(RuntimeError):  # the system may refuse all the same
-                for _ in range(int(size) // _BLOCK + 1):
+                for _ in range(int(size) // _BLOCK + 1 if size >= _SMALL_HEAP else 0):
                     blocks.append(torch.UntypedStorage(_BLOCK))
         del blocks[:-1]
         yield

@@ -323,9 +323,10 @@ class GuidedFeatureInversion:
         done = 0
         for chunk, wanted, unwanted in self._by_chunk(inversion, targets, others):
             for rows, question in self._questions(chunk, wanted, unwanted, size):
-                own = None if start is None else start.pairs(done, len(rows))
+                count = len(question.targets)
+                own = None if start is None else start.pairs(done, count)
                 pairs.append(self._refine(chunk[rows], question, most, own))
-                done += len(rows)
+                done += count
         fields = {name: part.reshape(targets.shape + part.shape[1:]) for name, part in concatenate(pairs).items()}
         return Explanation(
             foreground=inversion.foreground,
@@ -385,15 +386,16 @@ class GuidedFeatureInversion:
 
     def _questions(
         self, chunk: Chunk, targets: Tensor, others: Tensor | None, size: int
-    ) -> Iterator[tuple[Tensor, Question]]:
+    ) -> Iterator[tuple[Tensor | slice, Question]]:
         """Rows of the chunk and what is asked about each, so many at once; targets: (n, T)."""
         for argument, classes in (("targets", targets), ("against", others)):
             if classes is not None:
                 check_targets(classes, chunk.output, self.score, argument)
         owners = torch.arange(len(targets), device=targets.device).repeat_interleave(targets.shape[1])
         every = Question(chunk.rows[owners], targets.flatten(), None if others is None else others.flatten())
-        for pairs in torch.arange(len(owners), device=owners.device).split(size):
-            yield owners[pairs], every[pairs]
+        for begin in range(0, len(owners), size):
+            pairs = slice(begin, begin + size)
+            yield pairs if targets.shape[1] == 1 else owners[pairs], every[pairs]  # a slice copies nothing
 
     def _predicted(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, Tensor] | tuple[None, None]:
         try:

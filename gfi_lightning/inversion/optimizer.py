@@ -28,7 +28,7 @@ class Optimizer(Protocol):
     def start(cls: type[T], weights: Tensor) -> T:
         """The state before the first step, for ω of shape (N, K)."""
 
-    def __getitem__(self: T, rows: Tensor) -> T: ...
+    def __getitem__(self: T, rows: Tensor | slice) -> T: ...
 
     def step(self: T, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple[T, Tensor]:
         """The state and ω ≥ 0 after one step."""
@@ -53,7 +53,7 @@ class Adam:
         """The state before the first step."""
         return cls(weights.new_zeros(weights.shape), weights.new_zeros(weights.shape))
 
-    def __getitem__(self, rows: Tensor) -> "Adam":
+    def __getitem__(self, rows: Tensor | slice) -> "Adam":
         return replace(self, first=self.first[rows], second=self.second[rows])
 
     def step(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple["Adam", Tensor]:
@@ -89,12 +89,13 @@ class Multiplicative:
         """The state before the first step."""
         return cls(weights.new_zeros(weights.shape))
 
-    def __getitem__(self, rows: Tensor) -> "Multiplicative":
+    def __getitem__(self, rows: Tensor | slice) -> "Multiplicative":
         return replace(self, velocity=self.velocity[rows])
 
     def step(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple["Multiplicative", Tensor]:
         """The state and ω after one step."""
-        velocity = _MOMENTUM * self.velocity + divided(gradient, gradient.abs().amax(1, keepdim=True))
+        largest = torch.linalg.vector_norm(gradient, torch.inf, dim=1, keepdim=True)
+        velocity = _MOMENTUM * self.velocity + divided(gradient, largest)
         moved = weights * torch.exp(-learning_rate * velocity)
         return Multiplicative(velocity, self.steps + 1), unit_norm(moved)
 

@@ -3,108 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gfi_lightning.errors import UsageError, check_count
+from gfi_lightning.inversion.masks import Size, normalize_then_upsample, upsample_then_divide_by_maximum
 from gfi_lightning.inversion.optimizer import Adam, Multiplicative, Optimizer
-from gfi_lightning.inversion.separable import upsample
 
-Size = tuple[int, int]
 Schedule = Callable[[int, int], float]
 if TYPE_CHECKING:
     OptimizerClass = type[Optimizer]
 else:
     OptimizerClass = type  # LightningCLI cannot ask a class whether it follows a protocol
-
-
-def normalize_then_upsample(weighted_sum: Tensor, size: Size) -> Tensor:
-    """Min-max normalise per image, then upsample (equations 6 and 7): a mask in [0, 1].
-
-    Args:
-        weighted_sum: Σ_k ω_k A_k, shape (N, 1, h, w).
-        size: (H, W) of the image.
-
-    Returns:
-        Shape (N, 1, H, W); all zero for an image whose weighted sum is constant.
-    """
-    return upsample(minmax(weighted_sum), size, align_corners=False)
-
-
-def minmax(maps: Tensor) -> Tensor:
-    """Each map of (N, K, h, w) scaled to [0, 1]; a constant one is all zero."""
-    return cast(Tensor, _MinMax.apply(maps))
-
-
-class _MinMax(torch.autograd.Function):
-    """y = (x − low) / (high − low), with a way back in half the operations that its parts would take.
-
-    As theirs, it shares the gradient of low, and of high, among all positions where that is attained.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor) -> Tensor:
-        low, high = _limits(maps)
-        constant = _differ(low, high).logical_not()  # which also holds where one is not finite
-        span = (high - low).masked_fill_(constant, math.inf)
-        scaled = (maps - low).div_(span).masked_fill_(constant, 0.0)
-        ctx.save_for_backward(scaled, span)
-        return scaled
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        scaled, span = ctx.saved_tensors
-        lowest, highest = ((scaled == end).to(gradient) for end in (0, scaled.amax((2, 3), keepdim=True)))
-        gradient = (gradient / span).masked_fill_(span == math.inf, 0.0)
-        of_high = -_sum(gradient * scaled)
-        of_low = -_sum(gradient) - of_high
-        gradient.addcmul_(lowest, of_low / _sum(lowest))
-        return gradient.addcmul_(highest, of_high / _sum(highest))
-
-
-def _sum(maps: Tensor) -> Tensor:
-    return maps.sum((2, 3), keepdim=True)
-
-
-def upsample_then_divide_by_maximum(weighted_sum: Tensor, size: Size) -> Tensor:
-    """Upsample, then (m − min m) / max m, as the authors' code does it.
-
-    The divisor is the maximum, not the range, so the mask stays below 1 by min m / max m; where feature maps
-    are negative it can leave [0, 1].
-
-    Args:
-        weighted_sum: Σ_k ω_k A_k, shape (N, 1, h, w).
-        size: (H, W) of the image.
-
-    Returns:
-        Shape (N, 1, H, W); all zero for an image whose weighted sum is constant or nowhere positive.
-    """
-    upsampled = upsample(weighted_sum, size, align_corners=True)
-    low, high = _limits(upsampled)
-    return _divide_or_zero(upsampled - low, high, evident=has_range(weighted_sum) & (high > 0))
-
-
-def has_range(maps: Tensor) -> Tensor:
-    """Whether each map of (N, K, h, w) differs over its positions by more than rounding does: (N, K, 1, 1), bool."""
-    return _differ(*_limits(maps))
-
-
-def _limits(maps: Tensor) -> tuple[Tensor, Tensor]:
-    return maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-
-
-def _differ(low: Tensor, high: Tensor) -> Tensor:
-    with torch.no_grad():
-        largest = torch.maximum(-low, high)  # of all absolute values
-        return high - low > 64 * torch.finfo(low.dtype).eps * largest
-
-
-def _divide_or_zero(numerator: Tensor, denominator: Tensor, evident: Tensor) -> Tensor:
-    # The denominator is replaced before dividing: a NaN that `where` discards still poisons the gradient.
-    quotient = numerator / torch.where(evident, denominator, 1.0)
-    return torch.where(evident, quotient, 0.0)
 
 
 def squared_error(features: Tensor, reference: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ class Chunk:
     signs: tuple[Tensor, ...]
     optimizers: tuple[Optimizer, ...]
 
-    def __getitem__(self, rows: Tensor) -> "Chunk":
+    def __getitem__(self, rows: Tensor | slice) -> "Chunk":
         return Chunk(
             images=self.images[rows],
             background=self.background[rows],

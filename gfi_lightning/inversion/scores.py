@@ -216,8 +216,8 @@ def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction, argu
     """Raise UsageError where a target is not one of the model's classes (not known for a callable score)."""
     if callable(score) or targets.numel() == 0:
         return
-    classes = class_probabilities(output, score).shape[1]
-    low, high = int(targets.min()), int(targets.max())
+    classes = _class_logits(output, score).shape[1]
+    low, high = torch.stack(targets.aminmax()).tolist()  # a GPU is waited for once
     if low < 0 or high >= classes:
         raise UsageError(
             f"{argument} reach from {low} to {high}, but the model has {classes} classes: "
@@ -239,12 +239,13 @@ class Question:
     targets: Tensor
     against: Tensor | None = None
 
-    def __getitem__(self, some: Tensor) -> "Question":
+    def __getitem__(self, some: Tensor | slice) -> "Question":
         return Question(self.rows[some], self.targets[some], None if self.against is None else self.against[some])
 
     def repeated(self, times: int) -> "Question":
         """The same about several versions of the images, one behind the other."""
-        return self[torch.arange(len(self.rows), device=self.rows.device).repeat(times)]
+        against = None if self.against is None else self.against.repeat(times)
+        return Question(self.rows.repeat(times), self.targets.repeat(times), against)
 
 
 def scores_of_rows(output: Any, count: int, question: Question, score: str | ScoreFunction) -> Tensor:

@@ -5,6 +5,7 @@ on a GPU.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -29,8 +30,29 @@ def upsample(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor
     Returns:
         Shape (N, 1, H, W).
     """
-    height, width = (_interpolation(*lengths, align_corners) for lengths in zip(maps.shape[2:], size, strict=True))
-    return (_wide(height, maps) @ _wide(maps, maps) @ _wide(width, maps).T).to(maps.dtype)
+    height, width = _to_size(maps, maps.shape[2:], size, align_corners)
+    return (height @ _wide(maps) @ width.T).to(maps.dtype)
+
+
+def upsample_backward(gradient: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """The gradient by maps, from that by what :func:`upsample` made of them.
+
+    Args:
+        gradient: shape (N, 1, H, W).
+        size: (h, w).
+        align_corners: as there.
+
+    Returns:
+        Shape (N, 1, h, w).
+    """
+    height, width = _to_size(gradient, size, gradient.shape[2:], align_corners)
+    return (height.T @ _wide(gradient) @ width).to(gradient.dtype)
+
+
+def _to_size(like: Tensor, short: Sequence[int], long: Sequence[int], align_corners: bool) -> tuple[Tensor, Tensor]:
+    """The matrices that act on columns and on rows."""
+    kind = (align_corners, like.device, _wide_type(like))
+    return _interpolation(short[0], long[0], *kind), _interpolation(short[1], long[1], *kind)
 
 
 def gaussian_blur(images: Tensor, sigma: float, reach: float) -> Tensor:
@@ -44,32 +66,38 @@ def gaussian_blur(images: Tensor, sigma: float, reach: float) -> Tensor:
     Returns:
         The same shape and dtype.
     """
-    height, width = (_gaussian(length, sigma, reach) for length in images.shape[2:])
+    kind = (sigma, reach, images.device, _wide_type(images))
+    height, width = (_gaussian(length, *kind) for length in images.shape[2:])
     return torch.cat([_blurred(part, height, width) for part in images.split(max(_AT_ONCE // images[0].numel(), 1))])
 
 
 def _blurred(images: Tensor, height: Bands, width: Bands) -> Tensor:
-    rows = _wide(images, images)
-    rows = torch.cat([_wide(band, images) @ rows[:, :, some] for some, band in height], 2)
-    return torch.cat([rows[..., some] @ _wide(band, images).T for some, band in width], 3).to(images.dtype)
+    rows = _wide(images)
+    rows = torch.cat([band @ rows[:, :, some] for some, band in height], 2)
+    return torch.cat([rows[..., some] @ band.T for some, band in width], 3).to(images.dtype)
 
 
-def _wide(one: Tensor, images: Tensor) -> Tensor:
-    """In float64, whose products no setting or autocast rounds to half precision, on the images' device."""
-    has_float64 = images.device.type != "mps"
-    return one.to(images.device, torch.float64 if has_float64 else images.dtype)
+def _wide(images: Tensor) -> Tensor:
+    """In float64, whose products no setting or autocast rounds to half precision."""
+    return images.to(_wide_type(images))
 
 
+def _wide_type(images: Tensor) -> torch.dtype:
+    return images.dtype if images.device.type == "mps" else torch.float64  # which that does not have
+
+
+# Matrices stay on their device, as what comes from the CPU makes it wait: this a GPU is told once.
 @lru_cache(maxsize=64)
-def _interpolation(short: int, long: int, align_corners: bool) -> Tensor:
+def _interpolation(short: int, long: int, align_corners: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix (long, short) of linear interpolation."""
     with torch.inference_mode(False):
         unit = torch.eye(short, dtype=torch.float64, device="cpu")[None]
-        return F.interpolate(unit, size=long, mode="linear", align_corners=align_corners)[0].T
+        matrix = F.interpolate(unit, size=long, mode="linear", align_corners=align_corners)[0].T
+        return matrix.to(device, dtype)
 
 
-@lru_cache(maxsize=2)
-def _gaussian(length: int, sigma: float, reach: float) -> Bands:
+@lru_cache(maxsize=4)
+def _gaussian(length: int, sigma: float, reach: float, device: torch.device, dtype: torch.dtype) -> Bands:
     """The matrix (length, length) of a convolution with a Gaussian."""
     with torch.inference_mode(False):
         radius = min(math.ceil(reach * sigma), length - 1)  # mirroring cannot reach beyond the image
@@ -79,10 +107,10 @@ def _gaussian(length: int, sigma: float, reach: float) -> Bands:
         columns = last - (last - (torch.arange(length, device="cpu")[:, None] + steps).abs()).abs()
         matrix = torch.zeros(length, length, dtype=torch.float64, device="cpu")
         matrix.scatter_add_(1, columns, kernel.expand(length, -1))
-        return [_band(rows) for rows in matrix.split(_ROWS)]
+        return [_band(rows, device, dtype) for rows in matrix.split(_ROWS)]
 
 
-def _band(rows: Tensor) -> tuple[slice, Tensor]:
+def _band(rows: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[slice, Tensor]:
     used = rows.any(0).nonzero()
     some = slice(int(used[0]), int(used[-1]) + 1)
-    return some, rows[:, some].contiguous()
+    return some, rows[:, some].to(device, dtype).contiguous()

@@ -1,6 +1,5 @@
 """The two stages of guided feature inversion, for images that are optimised together."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
+from gfi_lightning.inversion.masks import mask_from, minmax
 from gfi_lightning.inversion.network import Look, Network, several_ranks
 from gfi_lightning.inversion.optimizer import joined, unit_norm
-from gfi_lightning.inversion.recipes import Recipe, minmax
+from gfi_lightning.inversion.recipes import Recipe
 from gfi_lightning.inversion.results import Chunk
 from gfi_lightning.inversion.scores import (
     Question,
@@ -215,30 +215,15 @@ def _joined(parts: Sequence[tuple[Tensor, Chunk]], chunk: Chunk, steps: int) -> 
 
 
 def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
-    """The mask (equations 6 and 7), (N, 1, H, W): of several base layers the product of their masks.
-
-    A layer whose weighted sum is constant tells nothing, and is left out where another one tells something.
-    """
-    size = image_size(chunk.images)
-    # Not a matrix product, which autocast would round to half precision.
-    sums = [(one[:, :, None, None] * maps).sum(1, keepdim=True) for one, maps in zip(weights, chunk.maps, strict=True)]
-    *finer, coarsest = [recipe.mask(one, size) for one in sums]
-    if not finer:
-        return coarsest
-    first, *others = [torch.where(_tells(mask), mask, 1.0) for mask in (*finer, coarsest**recipe.coarsest_power)]
-    return minmax(math.prod(others, start=first))
-
-
-def _tells(mask: Tensor) -> Tensor:
-    """Whether each mask (N, 1, H, W) is not zero everywhere: (N, 1, 1, 1), bool."""
-    return mask.detach().amax((2, 3), keepdim=True) > 0
+    """The mask, (N, 1, H, W), that the weights ω of each base layer, (N, K), make."""
+    return mask_from(weights, chunk.maps, image_size(chunk.images), recipe.mask, recipe.coarsest_power)
 
 
 def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     """The mask as a picture: (N, H, W), float32 in [0, 1], zero where it means nothing."""
     with torch.no_grad():
         heatmaps = mask_of(chunk, recipe, weights).squeeze(1)
-    finite = torch.isfinite(heatmaps).flatten(1).all(1) & torch.isfinite(torch.cat(list(weights), 1)).all(1)
+    finite = torch.isfinite(heatmaps.sum((1, 2)) + torch.cat(list(weights), 1).sum(1))
     return torch.where(finite[:, None, None], heatmaps, 0.0).clamp(0, 1).float()
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gfi_lightning import GuidedFeatureInversion, UsageError
-from gfi_lightning.inversion.recipes import RECIPES, normalize_then_upsample
+from gfi_lightning.inversion.masks import normalize_then_upsample
+from gfi_lightning.inversion.recipes import RECIPES
 from tests.inversion.reference import capture
 from tests.networks import ToyCNN, random_images
 

@@ -114,12 +114,16 @@ GLIBC = pytest.mark.skipif(
 )
 
 
+def as_if_it_kept_much(gfi):
+    gfi.capacity.learn({"kept_bytes": dict.fromkeys(gfi.capacity.learned["kept_bytes"], 2**24)})
+
+
 @GLIBC
 def test_the_heap_is_held_by_one_block_and_not_touched(monkeypatch):
     resource = pytest.importorskip("resource")
     gfi, images = GuidedFeatureInversion(ToyCNN(), recipe=SHORT), random_images(8).float()
     gfi.explain(images, 0)
-    gfi.capacity.learn({"kept_bytes": dict.fromkeys(gfi.capacity.learned["kept_bytes"], 2**24)})
+    as_if_it_kept_much(gfi)
     storage, asked = torch.UntypedStorage, []
 
     def noted(size):
@@ -142,8 +146,9 @@ def test_the_heap_is_held_by_one_block_and_not_touched(monkeypatch):
 
 @GLIBC
 def test_a_system_that_grants_no_memory_in_advance_is_left_alone(monkeypatch):
-    gfi, images = GuidedFeatureInversion(ToyCNN().double(), recipe=SHORT), random_images(2)
+    gfi, images = GuidedFeatureInversion(ToyCNN().double(), recipe=SHORT), random_images(8)
     expected = gfi.explain(images, 0)
+    as_if_it_kept_much(gfi)
     asked = []
 
     def refuse(size):
@@ -151,5 +156,13 @@ def test_a_system_that_grants_no_memory_in_advance_is_left_alone(monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(torch, "UntypedStorage", refuse)
-    assert torch.equal(gfi.explain(images, 0).heatmaps, expected.heatmaps)
+    torch.testing.assert_close(gfi.explain(images, 0).heatmaps, expected.heatmaps)  # versions come in other parts
     assert asked
+
+
+@GLIBC
+def test_for_small_passes_no_memory_is_asked_in_advance(monkeypatch):
+    gfi, images = GuidedFeatureInversion(ToyCNN(), recipe=SHORT), random_images(2).float()
+    gfi.explain(images, 0)
+    monkeypatch.setattr(torch, "UntypedStorage", lambda size: pytest.fail(f"{size} bytes"))
+    gfi.explain(images, 0)

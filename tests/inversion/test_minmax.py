@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gfi_lightning.inversion.recipes import minmax
+from gfi_lightning.inversion.masks import minmax
 
 
 def by_parts(maps):
