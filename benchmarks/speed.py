@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("gfi_lightning").setLevel(logging.WARNING)
     report = {"machine": machine(options.device), "floor": floors(options)}
     write(options, report)
+    print("{device}, {threads} threads, PyTorch {torch}\n".format(**report["machine"]))
     print(floor_table(report["floor"]) + "\n")
     if options.data is not None:
         report["others"] = others(options)

@@ -78,6 +78,14 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def no_process_group_is_left():
+    """As a Trainer in this very process leaves it; torchmetrics would then ask ranks that there are not."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     return SHARED_DATA

@@ -20,6 +20,7 @@ _LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 # From this size on the channels last pay on a CPU, and what passes keep outweighs the weights.
 _LARGE_IMAGE = 128 * 128  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
+_OWN_VERSIONS = 8  # of the images are in memory during a pass: background, kept, removed, noisy, their gradients
 _SMALL_HEAP, _LARGEST_HEAP = 2**28, 2**30  # bytes
 _BLOCK = 2**22  # bytes: once one was freed, glibc takes such blocks from its heap
 
@@ -49,18 +50,25 @@ class Capacity:
     def most_at_once(self, images: Tensor) -> int:
         """How many versions of these images, (N, C, H, W), may go through the network in one pass of stage 2.
 
-        Noisy, kept and removed ones: no more than would take more memory than a training step with N images, whose
-        gradients of the weights are not needed here.
+        Noisy, kept and removed ones: no more than would take more memory than a training step with N images.
         """
         if several_ranks():  # whatever the number of images on each
             return 1
         most = 2 * self.chunk_size_for(images)
         if self.chunk_size is None and images.device.type == "cpu":
             most = min(most, _most_on_cpu(images))
+        return max(min(most, self._most_in_a_training_step(images)), 1)
+
+    def _most_in_a_training_step(self, images: Tensor) -> int:
+        """How many images go through the network in the memory of a training step with these: (N, C, H, W).
+
+        That keeps gradients of the weights, which are not needed here; but here are several versions of the images.
+        """
         kept = self._network.bytes_per_image(images)
-        if kept is not None:
-            most = min(most, int(max(len(images) * kept + self._bytes_of_weights, _LITTLE) / max(kept, 1)))
-        return max(most, 1)
+        if kept is None:
+            return 2 * len(images)
+        taken = len(images) * kept + self._bytes_of_weights - _OWN_VERSIONS * images.nbytes
+        return int(max(taken, _LITTLE) / max(kept, 1))
 
     @cached_property
     def _bytes_of_weights(self) -> int:
@@ -109,14 +117,19 @@ class Capacity:
         self.takes_channels_last = learned.get("takes_channels_last", self.takes_channels_last)
 
     def _most_on_gpu(self, images: Tensor) -> int:
-        """What fits in half of the memory that was free when it was first asked for, so that chunks stay the same."""
+        """What fits in the memory of a training step, and in half of what was free when it was first asked for.
+
+        So that chunks stay the same; they are all of nearly the same size, too.
+        """
         kept = self._network.bytes_per_image(images)
         if images.device.type != "cuda" or kept is None or several_ranks():  # which need chunks of the same size
             return _LARGEST_CHUNK
         if self._free_on_gpu is None:
             reserved = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)
             self._free_on_gpu = torch.cuda.mem_get_info(images.device)[0] + reserved
-        return int(self._free_on_gpu / 2 / max(kept, 1))
+        most = min(int(self._free_on_gpu / 2 / max(kept, 1)), self._most_in_a_training_step(images), _LARGEST_CHUNK)
+        chunks = -(-len(images) // max(most, 1))
+        return -(-len(images) // chunks)
 
 
 def _most_on_cpu(images: Tensor) -> int:

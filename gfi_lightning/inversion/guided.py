@@ -1,6 +1,7 @@
 """Guided feature inversion over a batch of images (Du, Liu, Song, Hu: KDD 2018, arXiv 1804.00506)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -40,7 +41,8 @@ class GuidedFeatureInversion:
     it alone makes the target score high, and what is left makes it score low.
 
     Images are independent of each other, and the model is left as it was found: modes, parameters, gradients,
-    buffers and random states.
+    buffers and random states. Autocast, as of Lightning's "bf16-mixed", is off meanwhile, because its rounding changes
+    maps; a model that fails without it has it.
 
     Args:
         model: any classifier; it is explained in eval mode.
@@ -64,8 +66,8 @@ class GuidedFeatureInversion:
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.
         chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32; on a CPU
-            about 200,000 pixels, and of 128 × 128 px or more half of the images; on a GPU what half of the free memory
-            holds.
+            about 200,000 pixels, and of 128 × 128 px or more half of the images; on a GPU what takes no more memory
+            than a training step with these images, and than half of what is free.
             In float32 the optimisation amplifies rounding, which differs between chunk sizes: compare maps
             that were made with the same one.
         generator: for the "noise" background; the same seed gives the same map.
@@ -128,6 +130,8 @@ class GuidedFeatureInversion:
         self._depths = [] if layers is None else [Depth(model, one, forward, on_pass) for one in as_layers(layers)]
         if layers is not None and not self._depths:
             raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
+        for depth in self._depths:
+            depth.precision = self._network.precision
         self._background = background_function(background, generator)
         # Scores of the user's may need the output in one piece.
         self.capacity = Capacity(self._network, chunk_size, takes_channels_last=not callable(score))
@@ -169,7 +173,8 @@ class GuidedFeatureInversion:
         Raises:
             UsageError: images, targets, layers or the model's output cannot be used.
         """
-        with undisturbed(self._network.model):  # once, not by each stage
+        _check_images(images)
+        with self._at_work(images):  # once, not by each stage
             inversion = self.invert(images, start)
             if targets is None:
                 targets = inversion.predicted
@@ -220,7 +225,7 @@ class GuidedFeatureInversion:
         _check_images(images)
         if start is not None:
             start.check_images(len(images))
-        with undisturbed(self._network.model), self.capacity.heap_held(images):
+        with self._at_work(images), self.capacity.heap_held(images):
             # A clone, as autograd refuses inference tensors, which Lightning's loops hand out.
             images = images.detach().clone()
             self._lay_out_for(images)
@@ -254,10 +259,14 @@ class GuidedFeatureInversion:
             UsageError: the targets or the start have another shape, or targets are none of the model's classes, or
                 contrasted with themselves.
         """
-        with undisturbed(self._network.model):
-            images = inversion.images
-            with self.capacity.heap_held(images):
-                return self._refine_all(inversion, images, targets, against, start)
+        images = inversion.images
+        with self._at_work(images), self.capacity.heap_held(images):
+            return self._refine_all(inversion, images, targets, against, start)
+
+    @contextmanager
+    def _at_work(self, images: Tensor) -> Iterator[None]:
+        with undisturbed(self._network.model), self._network.precision.full(images.device):
+            yield
 
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
@@ -343,8 +352,7 @@ class GuidedFeatureInversion:
         )
 
     def _background_of(self, images: Tensor) -> Tensor:
-        # Autocast would blur in half precision.
-        with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+        with torch.no_grad():
             background = self._background(images)
         if not isinstance(background, Tensor) or background.shape != images.shape:
             raise UsageError(

@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from gfi_lightning.inversion.search import FeatureMapSearch, Found, Trial
 from gfi_lightning.logs import logger
 
 Forward = Callable[[nn.Module, Tensor], Any]
+T = TypeVar("T")
 Kind = tuple[Any, ...]
 """Of images: their shape (C, H, W), and their type."""
 
@@ -46,6 +47,50 @@ class Look(NamedTuple):
     maps: tuple[Tensor, ...]
     features: Tensor
     output: Any
+
+
+class Precision:
+    """Keeps autocast off, but for the passes of a model that fails without it.
+
+    Its rounding to half precision changes maps, and under float16 small gradients vanish; and a way back is not to be
+    gone under it.
+    """
+
+    def __init__(self) -> None:
+        self.needs_autocast = False
+        self._given: str | None = None  # for which kind of device, from outside
+
+    @contextmanager
+    def full(self, device: torch.device) -> Iterator[None]:
+        """No autocast within; within another one it does nothing more."""
+        if not torch.is_autocast_enabled(device.type):
+            yield
+            return
+        self._given = device.type
+        try:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            self._given = None
+
+    def of_a_pass(self) -> AbstractContextManager[Any]:
+        """In which the model is called."""
+        given = self._given is not None and self.needs_autocast
+        return torch.autocast(cast(str, self._given), enabled=True) if given else nullcontext()
+
+    def tried(self, first_pass: Callable[[], T]) -> T:
+        """What the first pass returns; under autocast, where that was given and it fails without."""
+        try:
+            return first_pass()
+        except Exception:
+            if self.needs_autocast or self._given is None:
+                raise
+        self.needs_autocast = True
+        try:
+            return first_pass()
+        except Exception:
+            self.needs_autocast = False  # which was not the reason
+            raise
 
 
 class Network:
@@ -82,6 +127,7 @@ class Network:
         self._on_pass = on_pass
         self._announce = announce or logger.info
         self._lifts_no_grad = False
+        self.precision = Precision()
         self.channels_last = False  # the memory format in which the model gets its images
         self.kept_bytes: dict[Kind, float | None] = {}  # see bytes_per_image; to be handed on to who explains the same
 
@@ -114,7 +160,7 @@ class Network:
         begin_pass()
         if self.channels_last:  # only for the network: all else is faster as it was
             images = images.contiguous(memory_format=torch.channels_last)
-        with _LiftedNoGrad() if self._lifts_no_grad else nullcontext():
+        with _LiftedNoGrad() if self._lifts_no_grad else nullcontext(), self.precision.of_a_pass():
             return self.model(images) if self._forward is None else self._forward(self.model, images)
 
     def _cuts_gradient(self, images: Tensor, result: Tensor | None) -> bool:
@@ -135,6 +181,9 @@ class Network:
         Raises:
             UsageError: a layer does not exist, is not run, or a base layer has no spatial extent.
         """
+        return self.precision.tried(lambda: self._look(images))
+
+    def _look(self, images: Tensor) -> Look:
         search = None if self.base else FeatureMapSearch(self.model, images)
         captures = {layer: Capture(image_size(images), layer.call) for layer in self.base}
         if self._inversion is not None:
@@ -150,7 +199,7 @@ class Network:
             chosen = search.chosen(self._resolutions)
             if any(found.doubtful for found in chosen):
                 self._settle(search, self._tried(images[:1]) or chosen, images)
-                return self.look(images)
+                return self._look(images)
             self._settle(search, chosen, images)
             captures |= {
                 found.layer: Capture(image_size(images), output=found.output, call=found.call) for found in chosen

@@ -176,7 +176,7 @@ DEFAULT = Recipe(
     evidence_against=0.95,
     coarsest_power=2.0,
     optimizer=Multiplicative,
-    learning_rate=0.12,
+    learning_rate=0.16,
     schedule=cosine,
 )
 """The method without what ties the other two to one network: errors and steps are relative, the objective does not

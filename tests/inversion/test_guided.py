@@ -211,14 +211,56 @@ def test_within_inference_mode_and_with_a_batch_out_of_it():
 
 
 def test_half_precision_gives_nearly_the_same_map():
-    model, images = ToyCNN(), random_images(4, dtype=torch.float32)
-    full = GuidedFeatureInversion(model, recipe=SHORT).explain(images, 0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = GuidedFeatureInversion(model, recipe=SHORT).explain(images, 0)
+    images = random_images(4, dtype=torch.float32)
+    full = GuidedFeatureInversion(ToyCNN(), recipe=SHORT).explain(images, 0)
     half = GuidedFeatureInversion(ToyCNN().bfloat16(), recipe=SHORT).explain(images.bfloat16(), 0)
-    for explanation in (mixed, half):
-        assert explanation.heatmaps.dtype == torch.float32
-        assert (explanation.heatmaps - full.heatmaps).abs().mean() < 0.1
+    assert half.heatmaps.dtype == torch.float32
+    assert (half.heatmaps - full.heatmaps).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    gfi, images = GuidedFeatureInversion(ToyCNN(), layers=["fine"]), random_images(4, dtype=torch.float32)
+    full = gfi.explain(images, 0)
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = gfi.explain(images, 0)
+        in_stages = gfi.refine(gfi.invert(images), 0)
+        assert torch.is_autocast_enabled("cpu")
+    for name in ("heatmaps", "foreground", "depths", "weights", "score", "removed"):
+        assert torch.equal(getattr(mixed, name), getattr(full, name))
+        assert torch.equal(getattr(in_stages, name), getattr(full, name))
+
+
+class NeedsAutocast(nn.Module):
+    """Its own code rounds to half precision, and leaves the weights to autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = ToyCNN()
+
+    def forward(self, images):
+        return self.inner(images.bfloat16())
+
+
+def test_a_model_that_fails_without_autocast_has_it():
+    images = random_images(2, dtype=torch.float32)
+    gfi = GuidedFeatureInversion(NeedsAutocast(), layers=["inner.fine", "inner.coarse"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explanation = gfi.explain(images, 0)
+    assert explanation.heatmaps.amax((1, 2)).eq(1).all()
+    assert (explanation.depths.amax((2, 3)) > 0.5).all()
+    with pytest.raises(RuntimeError, match="should be the same"):  # there is none
+        gfi.explain(images, 0)
+
+
+def test_what_fails_under_autocast_as_well_is_told_as_it_is():
+    gfi = GuidedFeatureInversion(ToyCNN(), layer="fine", inversion_layer="coarse")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError, match="expected input"):
+            gfi.explain(torch.rand(1, 2, 16, 16), 0)
+        explanation = gfi.explain(random_images(1, dtype=torch.float32), 0)
+    expected = gfi.explain(random_images(1, dtype=torch.float32), 0)
+    assert torch.equal(explanation.heatmaps, expected.heatmaps)
 
 
 @pytest.mark.parametrize(

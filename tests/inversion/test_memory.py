@@ -100,6 +100,23 @@ def test_measuring_keeps_nothing_alive():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("batch", [8, 32])
+def test_on_a_gpu_an_explanation_takes_less_memory_than_a_training_step(batch):
+    model, images = mobilenet_v2().cuda(), torch.rand(batch, 3, 224, 224, device="cuda")
+
+    def peak_of(work):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+
+    gfi = GuidedFeatureInversion(model)
+    gfi.explain(images[:1], 0)  # finds the layer
+    of_explanation = peak_of(lambda: gfi.explain(images, 0))
+    assert of_explanation < peak_of(lambda: model(images).sum().backward())
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_chunks_fit_in_half_of_what_is_free():
     model, images = mobilenet_v2().eval().cuda(), random_images(40, 224).float().cuda()
     gfi = GuidedFeatureInversion(model, recipe=SHORT)
@@ -115,7 +132,7 @@ GLIBC = pytest.mark.skipif(
 
 
 def as_if_it_kept_much(gfi):
-    gfi.capacity.learn({"kept_bytes": dict.fromkeys(gfi.capacity.learned["kept_bytes"], 2**24)})
+    gfi.capacity.learn({"kept_bytes": dict.fromkeys(gfi.capacity.learned["kept_bytes"], 2**25)})
 
 
 @GLIBC
@@ -138,10 +155,10 @@ def test_the_heap_is_held_by_one_block_and_not_touched(monkeypatch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with gfi.capacity.heap_held(images):
         touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        assert len(asked) * 2**22 > 2 * 8 * 2**24  # what a pass with all of them keeps, and as much again
+        assert len(asked) * 2**22 > 2 * 7 * 2**25  # what a pass with nearly all of them keeps, and as much again
         assert [one() is not None for one in asked] == [False] * (len(asked) - 1) + [True]
     assert asked[-1]() is None
-    assert touched < 2000  # pages of 4 KB, of 64,000
+    assert touched < 2000  # pages of 4 KB, of 110,000
 
 
 @GLIBC
