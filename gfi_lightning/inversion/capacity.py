@@ -20,7 +20,7 @@ _LARGEST_PASS_ON_CPU = 4 * 224 * 224  # pixels
 # From this size on the channels last pay on a CPU, and what passes keep outweighs the weights.
 _LARGE_IMAGE = 128 * 128  # pixels
 _LITTLE = 32e6  # bytes, which nobody misses
-_OWN_VERSIONS = 8  # of the images are in memory during a pass: background, kept, removed, noisy, their gradients
+_OWN_VERSIONS = 8  # of the images in memory during a pass: copy, background, kept, removed, noisy, and gradients
 _SMALL_HEAP, _LARGEST_HEAP = 2**28, 2**30  # bytes
 _BLOCK = 2**22  # bytes: once one was freed, glibc takes such blocks from its heap
 
@@ -42,10 +42,12 @@ class Capacity:
 
     def chunk_size_for(self, images: Tensor) -> int:
         """How many images of this size, (N, C, H, W), are optimised at once."""
-        if self.chunk_size is not None:
-            return self.chunk_size
-        most = _most_on_cpu(images) if images.device.type == "cpu" else self._most_on_gpu(images)
-        return min(max(most, 1), _LARGEST_CHUNK)
+        most = self._largest_chunk(images)
+        if self.chunk_size is not None or images.device.type != "cuda" or several_ranks():
+            return most  # so that ranks have chunks of the same size
+        most = max(min(most, self._most_in_a_training_step(images)), 1)
+        chunks = -(-len(images) // most)
+        return -(-len(images) // chunks)  # and none is much smaller than the others
 
     def most_at_once(self, images: Tensor) -> int:
         """How many versions of these images, (N, C, H, W), may go through the network in one pass of stage 2.
@@ -54,24 +56,33 @@ class Capacity:
         """
         if several_ranks():  # whatever the number of images on each
             return 1
-        most = 2 * self.chunk_size_for(images)
+        most = 2 * self._largest_chunk(images)
         if self.chunk_size is None and images.device.type == "cpu":
             most = min(most, _most_on_cpu(images))
         return max(min(most, self._most_in_a_training_step(images)), 1)
+
+    def _largest_chunk(self, images: Tensor) -> int:
+        if self.chunk_size is not None:
+            return self.chunk_size
+        most = _most_on_cpu(images) if images.device.type == "cpu" else self._most_on_gpu(images)
+        return min(max(most, 1), _LARGEST_CHUNK)
 
     def _most_in_a_training_step(self, images: Tensor) -> int:
         """How many images go through the network in the memory of a training step with these: (N, C, H, W).
 
         That keeps gradients of the weights, which are not needed here; but here are several versions of the images.
+        Where it is made under autocast, and we are not, its activations take about half as much.
         """
         kept = self._network.bytes_per_image(images)
         if kept is None:
-            return 2 * len(images)
-        taken = len(images) * kept + self._bytes_of_weights - _OWN_VERSIONS * images.nbytes
+            return 2 * _LARGEST_CHUNK  # it sets no limit then
+        of_a_step = kept / 2 if self._network.precision.is_finer_than_given(images.device) else kept
+        taken = len(images) * of_a_step + self._bytes_of_weights - _OWN_VERSIONS * images.nbytes
         return int(max(taken, _LITTLE) / max(kept, 1))
 
     @cached_property
     def _bytes_of_weights(self) -> int:
+        """As it is at first: to ask each parameter each time would take as long as all else here."""
         return sum(one.nbytes for one in self._network.model.parameters())
 
     def asks_for_a_trial(self, images: Tensor) -> bool:
@@ -95,7 +106,7 @@ class Capacity:
         It hands the end of its heap back to the system whenever that is free, after each pass, and every page that the
         next one touches costs a fault: a fifth of the time of 32 images of 224 px through MobileNetV2. One block behind
         the memory of a pass holds that in place. The memory is asked for and not touched. (Tensors of more than 32 MB
-        never are in the heap.) Where passes keep little, that takes longer than it saves.
+        never are in the heap.) Where passes keep little, asking takes longer than it saves.
         """
         kept, blocks = self._network.bytes_per_image(images), list[torch.UntypedStorage]()
         if images.device.type == "cpu" and kept is not None and _may_ask_for_memory_in_advance():
@@ -109,27 +120,27 @@ class Capacity:
     @property
     def learned(self) -> dict[str, Any]:
         """What was found out about the model: what passes keep, and how it takes images. For :meth:`learn`."""
-        return {"kept_bytes": self._network.kept_bytes, "takes_channels_last": self.takes_channels_last}
+        return {
+            "kept_bytes": self._network.kept_bytes,
+            "takes_channels_last": self.takes_channels_last,
+            "needs_autocast": self._network.precision.needs_autocast,
+        }
 
     def learn(self, learned: dict[str, Any]) -> None:
         """Take over what another one for the same model has :attr:`learned`."""
         self._network.kept_bytes = dict(learned.get("kept_bytes", {}))
         self.takes_channels_last = learned.get("takes_channels_last", self.takes_channels_last)
+        self._network.precision.needs_autocast = learned.get("needs_autocast", False)
 
     def _most_on_gpu(self, images: Tensor) -> int:
-        """What fits in the memory of a training step, and in half of what was free when it was first asked for.
-
-        So that chunks stay the same; they are all of nearly the same size, too.
-        """
+        """What fits in half of the memory that was free when it was first asked for, so that chunks stay the same."""
         kept = self._network.bytes_per_image(images)
         if images.device.type != "cuda" or kept is None or several_ranks():  # which need chunks of the same size
             return _LARGEST_CHUNK
         if self._free_on_gpu is None:
             reserved = torch.cuda.memory_reserved(images.device) - torch.cuda.memory_allocated(images.device)
             self._free_on_gpu = torch.cuda.mem_get_info(images.device)[0] + reserved
-        most = min(int(self._free_on_gpu / 2 / max(kept, 1)), self._most_in_a_training_step(images), _LARGEST_CHUNK)
-        chunks = -(-len(images) // max(most, 1))
-        return -(-len(images) // chunks)
+        return int(self._free_on_gpu / 2 / max(kept, 1))
 
 
 def _most_on_cpu(images: Tensor) -> int:

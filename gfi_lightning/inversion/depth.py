@@ -57,6 +57,8 @@ class Depth(Network):
 def look(network: Network, depths: Sequence[Depth], images: Tensor) -> tuple[Look, list[Look]]:
     """One forward pass over untouched images, and what the network and each depth saw in it.
 
+    It is made without autocast, as all that follow, unless the model then fails.
+
     Args:
         network: whose pass it is, see :meth:`Network.look`.
         depths: of the same model.
@@ -65,6 +67,12 @@ def look(network: Network, depths: Sequence[Depth], images: Tensor) -> tuple[Loo
     Raises:
         UsageError: a layer does not exist, is not run, or has no spatial extent.
     """
+    if network.is_sharded:  # on one rank alone a pass must not be made again
+        return _look(network, depths, images)
+    return network.precision.tried(lambda: _look(network, depths, images))
+
+
+def _look(network: Network, depths: Sequence[Depth], images: Tensor) -> tuple[Look, list[Look]]:
     watched = [depth.capture(images) for depth in depths]
     with ExitStack() as hooks:
         for module, capture in watched:

@@ -271,9 +271,10 @@ class GuidedFeatureInversion:
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
-        A few more may be needed in the first explanation, to find the layer or to get at a gradient; twice as many
-        in stage 2, where it turns out that kept and removed images together take too much memory; and fewer than
-        that where a recipe has a tolerance, or where a start makes passes for the evidence needless.
+        A few more may be needed in the first explanation, to find the layer or to get at a gradient, and on a GPU
+        more, of fewer images each, once it is known how much a pass keeps; twice as many in stage 2, where it turns out
+        that kept and removed images together take too much memory; and fewer than that where a recipe has a tolerance,
+        or where a start makes passes for the evidence needless.
 
         Args:
             images: shape (N, C, H, W).

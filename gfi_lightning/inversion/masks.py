@@ -75,7 +75,7 @@ def mask_from(
 
 
 def _weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
-    # Not a matrix product, which autocast would round to half precision.
+    # Not a matrix product, which a GPU may be set to round, to TF32.
     return (weights[:, :, None, None] * maps).sum(1, keepdim=True)
 
 
@@ -88,7 +88,7 @@ class _NormalizedProduct(torch.autograd.Function):
     """:func:`mask_from` of several layers' normalised masks, in half the operations that its parts would take.
 
     Few images cost mostly by the number of operations, whatever they do. Min-max of a product does not depend on the
-    factors' scale: of the gradient nothing goes by the range that a factor was divided by.
+    factors' scale: no gradient flows through the range that a factor was divided by.
     """
 
     @staticmethod
@@ -166,6 +166,7 @@ def _through_shift(gradient: Tensor, scaled: Tensor, span: Tensor) -> Tensor:
 
 
 def _where_it_is(value: float, scaled: Tensor) -> Tensor:
+    """1 where a scaled map is lowest (0) or highest (exactly 1, as a number divided by itself is), else 0."""
     return torch.eq(scaled, value, out=torch.empty_like(scaled))
 
 

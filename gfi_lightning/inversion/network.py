@@ -52,13 +52,12 @@ class Look(NamedTuple):
 class Precision:
     """Keeps autocast off, but for the passes of a model that fails without it.
 
-    Its rounding to half precision changes maps, and under float16 small gradients vanish; and a way back is not to be
-    gone under it.
+    Its rounding to half precision changes maps, and PyTorch advises against a backward pass under it.
     """
 
     def __init__(self) -> None:
         self.needs_autocast = False
-        self._given: str | None = None  # for which kind of device, from outside
+        self._given: str | None = None  # from outside, for this kind of device
 
     @contextmanager
     def full(self, device: torch.device) -> Iterator[None]:
@@ -66,31 +65,46 @@ class Precision:
         if not torch.is_autocast_enabled(device.type):
             yield
             return
-        self._given = device.type
+        before, self._given = self._given, device.type
         try:
             with torch.autocast(device.type, enabled=False):
                 yield
         finally:
-            self._given = None
+            self._given = before
 
     def of_a_pass(self) -> AbstractContextManager[Any]:
         """In which the model is called."""
-        given = self._given is not None and self.needs_autocast
-        return torch.autocast(cast(str, self._given), enabled=True) if given else nullcontext()
+        if self._given is None or not self.needs_autocast:
+            return nullcontext()
+        return torch.autocast(self._given, enabled=True)
 
     def tried(self, first_pass: Callable[[], T]) -> T:
-        """What the first pass returns; under autocast, where that was given and it fails without."""
+        """What the first pass returns; under autocast, where that was given and it fails without.
+
+        Raises:
+            Exception: of the first try, where the second one fails as well.
+        """
         try:
             return first_pass()
-        except Exception:
-            if self.needs_autocast or self._given is None:
+        except Exception as error:
+            if self._given is None or self.needs_autocast or not _may_be_of_precision(error):
                 raise
+            first = error
         self.needs_autocast = True
         try:
             return first_pass()
         except Exception:
             self.needs_autocast = False  # which was not the reason
-            raise
+            raise first from None
+
+    def is_finer_than_given(self, device: torch.device) -> bool:
+        """Whether the model takes more memory than where autocast is on, as it is outside."""
+        is_given = self._given is not None or torch.is_autocast_enabled(device.type)
+        return is_given and not self.needs_autocast
+
+
+def _may_be_of_precision(error: Exception) -> bool:
+    return not isinstance(error, (UsageError, torch.OutOfMemoryError)) and "memory" not in str(error)
 
 
 class Network:
@@ -181,9 +195,6 @@ class Network:
         Raises:
             UsageError: a layer does not exist, is not run, or a base layer has no spatial extent.
         """
-        return self.precision.tried(lambda: self._look(images))
-
-    def _look(self, images: Tensor) -> Look:
         search = None if self.base else FeatureMapSearch(self.model, images)
         captures = {layer: Capture(image_size(images), layer.call) for layer in self.base}
         if self._inversion is not None:
@@ -199,7 +210,7 @@ class Network:
             chosen = search.chosen(self._resolutions)
             if any(found.doubtful for found in chosen):
                 self._settle(search, self._tried(images[:1]) or chosen, images)
-                return self._look(images)
+                return self.look(images)
             self._settle(search, chosen, images)
             captures |= {
                 found.layer: Capture(image_size(images), output=found.output, call=found.call) for found in chosen

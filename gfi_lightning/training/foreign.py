@@ -86,7 +86,7 @@ class ForeignExplainer(GuidedFeatureInversion):
     @override
     def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:
         with torch.no_grad():
-            output = self._network.output(images)
+            output = self._network.precision.tried(lambda: self._network.output(images))
         rows = torch.arange(len(images), device=images.device)
         return Chunk(images, background, (), (), output, len(images), rows, (), (), ()), Depths()
 
@@ -115,7 +115,7 @@ class ForeignExplainer(GuidedFeatureInversion):
             f"targets, {describe(targets)}; the module's parameters require none."
         )
         asked = attempt(f"explain by explainer={inner_name(function)}", remedy)
-        with asked, lent(model), preserved_rng(_SEED), torch.enable_grad():
+        with asked, lent(model), preserved_rng(_SEED), torch.enable_grad(), self._network.precision.of_a_pass():
             return function(model, images.detach().clone().requires_grad_(), targets.clone())
 
 

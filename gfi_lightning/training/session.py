@@ -186,7 +186,9 @@ class Session:
                 self._layer = self._layer or share.explainer.layer
                 self._learned = share.explainer.capacity.learned
                 if pl_module.device.type == "cuda":  # where later runs may find more or less room
-                    self._chunk_size = share.explainer.capacity.chunk_size_for(batch.images)
+                    with share.context():
+                        self._chunk_size = share.explainer.capacity.chunk_size_for(batch.images)
+                    share.explainer.capacity.chunk_size = self._chunk_size  # also for fewer images, of further targets
             self.base_layers = self.base_layers or _in_words(share.explainer, inversion)
             self._check_names(share.classes(inversion))
             floors, self.floor_seconds = [], 0.0

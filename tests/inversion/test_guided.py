@@ -253,14 +253,33 @@ def test_a_model_that_fails_without_autocast_has_it():
         gfi.explain(images, 0)
 
 
-def test_what_fails_under_autocast_as_well_is_told_as_it_is():
-    gfi = GuidedFeatureInversion(ToyCNN(), layer="fine", inversion_layer="coarse")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with pytest.raises(RuntimeError, match="expected input"):
-            gfi.explain(torch.rand(1, 2, 16, 16), 0)
-        explanation = gfi.explain(random_images(1, dtype=torch.float32), 0)
-    expected = gfi.explain(random_images(1, dtype=torch.float32), 0)
-    assert torch.equal(explanation.heatmaps, expected.heatmaps)
+class AlwaysFails(ToyCNN):
+    def __init__(self, error):
+        super().__init__()
+        self.errors = [error, RuntimeError("of autocast")]
+
+    def forward(self, images):
+        raise self.errors.pop(0)
+
+
+@pytest.mark.parametrize(("kind", "tries"), [(ValueError, 2), (torch.OutOfMemoryError, 1)])
+def test_what_fails_under_autocast_as_well_is_told_as_it_was_at_first(kind, tries):
+    model = AlwaysFails(kind("the reason"))
+    gfi = GuidedFeatureInversion(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(kind, match="the reason"):
+        gfi.explain(random_images(1, dtype=torch.float32), 0)
+    assert len(model.errors) == 2 - tries
+    assert not gfi.capacity.learned["needs_autocast"]
+
+
+def test_passes_are_told_before_the_first_explanation():
+    model, images = ToyCNN(), random_images(1, dtype=torch.float32)
+    gfi = GuidedFeatureInversion(model)
+    told = gfi.passes(images)
+    counts = count_calls(model)
+    gfi.explain(images, 0)
+    assert told == gfi.passes(images)
+    assert sum(told) == counts[model]
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,12 @@ def test_in_float32_it_is_the_product_of_its_parts_to_the_bit():
     weights, maps = ([one.float() for one in some] for some in layers((5, 14, 14), (7, 7, 7)))
     own, parts = (mask_from(weights, maps, (224, 224), mask, 2.0) for mask in (normalize_then_upsample, by_parts))
     assert torch.equal(own, parts)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_image(value):
+    weights, maps = layers((2, 8, 9), (3, 4, 5))
+    maps[0][1, 0, 3, 3] = value
+    own, parts = both(weights, maps)
+    torch.testing.assert_close(own, parts, equal_nan=True)
+    assert all(torch.isfinite(one[[0, 2]]).all() for one in own)

@@ -143,6 +143,19 @@ def test_finer_maps_than_the_image_are_averaged():
     assert heatmaps.min() > 0.9
 
 
+class NeedsAutocast(ToyModule):
+    def forward(self, images):
+        return super().forward(images.bfloat16())
+
+
+@pytest.mark.parametrize("explainer", [None, gradient_by_hand], ids=["ours", "another"])
+def test_a_model_that_fails_without_autocast(tmp_path, explainer):
+    callback = filmed(explainer)
+    trainer = fitted(tmp_path, callback, NeedsAutocast(), precision="bf16-mixed")
+    history = History.load(trainer.log_dir)
+    assert all((history.heatmaps(sample)[:, 0].max((1, 2)) > 0).all() for sample in range(3))
+
+
 def test_an_empty_map_is_shown_as_one(tmp_path):
     trainer = fitted(tmp_path, filmed(lambda model, images, targets: images[:, 0] * torch.nan))
     history = History.load(trainer.log_dir)
