@@ -79,13 +79,13 @@ class GFICallback(L.Callback):
         every_n_epochs: explain at the end of every n-th training epoch.
         every_n_steps: explain after every n-th optimiser step, instead of by epochs. The run after the very first
             step has no place of its own on the x axis and is left out: step 0 shows the untrained model.
-        schedule: "log": after 2, 4, 8, … optimiser steps of the first epoch, and then as ``every_n_epochs`` says,
-            since most of the change comes early; or a callable from the number of optimiser steps so far to
+        schedule: "log": at steps 1, 2, 4, 8, … of the first epoch, and then as ``every_n_epochs`` says, since most of
+            the change comes early; or a callable from the number of optimiser steps so far to
             whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance; 1:
             no limit. It holds once three runs are done: scheduled runs that would break it are skipped, the one at
             the end of the training never, and the curve ``gfi/overhead`` tells the share so far. None: 0.05 and
-            a minute on top, and there is no curve. (What is drawn once at the end is counted, not limited.)
+            a minute on top. (What is drawn once at the end is counted, not limited.)
         num_samples: how many images of the validation loader's data set are explained, spread evenly
             over the classes where labels can be had from the data set's ``targets``, ``labels``, ``y`` or
             ``tensors``, or a column of Hugging Face's; otherwise the first ones. Fewer where the data set has fewer.
@@ -565,8 +565,7 @@ class GFICallback(L.Callback):
         self._samples_in_words = samples_in_words(record, "" if is_batch(self._settings.samples) else "validation ")
         curves = session.curves(record, seen)
         drawn = {tag: picture for _, part, _ in gathered for tag, picture in part.items()} if self._draws else None
-        # A clock makes no two runs alike.
-        overhead = self._budget.overhead if self.max_overhead is not None and trainer.state.fn == "fit" else None
+        overhead = self._budget.overhead if trainer.state.fn == "fit" else None
         is_untrained = trainer.state.fn == "fit" and self._last_step is None
         if self._showing is None:
             self._showing = Showing(

@@ -29,7 +29,7 @@ class Schedule:
         if callable(schedule):
             return cls(None, schedule)
         if schedule == "log":
-            return cls(every_n_epochs, is_power_of_two, first_epoch_only=True)
+            return cls(every_n_epochs, _is_early, first_epoch_only=True)
         if every_n_steps is not None:
             return cls(None, partial(_is_multiple, every_n_steps), every_n_steps=every_n_steps)
         return cls(every_n_epochs)
@@ -62,7 +62,7 @@ class Schedule:
         places = {steps, *range(self.every_n_epochs * steps_per_epoch, steps, self.every_n_epochs * steps_per_epoch)}
         if self.first_epoch_only:
             early = min(steps, steps_per_epoch)
-            places |= {2**power for power in range(1, early.bit_length()) if 2**power <= early}
+            places |= {2**power + 1 for power in range(early.bit_length()) if 2**power < early}
         return len(places)
 
     def __str__(self) -> str:
@@ -72,12 +72,17 @@ class Schedule:
         if self.every_n_epochs is None:
             return "by a schedule of your own"
         epochs = "after every epoch" if self.every_n_epochs == 1 else f"every {self.every_n_epochs} epochs"
-        return f"after 2, 4, 8, … steps of the first epoch, and {epochs}" if self.first_epoch_only else epochs
+        return f"at steps 1, 2, 4, 8, … of the first epoch, and {epochs}" if self.first_epoch_only else epochs
 
 
-def is_power_of_two(steps: int) -> bool:
+def is_power_of_two(number: int) -> bool:
     """1, 2, 4, 8, …: most of what a model learns to look at, it learns early."""
-    return steps > 0 and steps & (steps - 1) == 0
+    return number > 0 and number & (number - 1) == 0
+
+
+def _is_early(steps: int) -> bool:
+    # As the x axis counts them, from 0: that is where the untrained model is.
+    return is_power_of_two(steps - 1)
 
 
 # Not a lambda, because callbacks are pickled.

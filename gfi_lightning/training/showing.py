@@ -91,19 +91,18 @@ class Showing:
             record: what was seen.
             curves: of the samples.
             drawn: the samples' pictures by their tags; None: nobody would see them.
-            overhead: the share of the time that was spent on explaining; None: it is not logged.
+            overhead: the share of the training's time that was spent on explaining; None: there is no training.
             untrained: the model has learned nothing yet, right or wrong: there is no alarm.
 
         Returns:
-            What was logged, by tag.
+            What was logged, by tag; without the overhead, as a clock makes no two trainings alike.
         """
         self._keep(record, curves)
         scalars = {f"{self._prefix}/{name}": value for name, value in self._scalars(record, curves).items()}
-        if overhead is not None:
-            scalars[f"{self._prefix}/overhead"] = overhead
+        spent = {} if overhead is None else {f"{self._prefix}/overhead": overhead}
         for one in loggers:
             with self._faults.guarded(), attempt(f"log curves to {type(one).__name__}", "All else is logged and kept."):
-                log_scalars(one, scalars, record.step)
+                log_scalars(one, scalars | spent, record.step)
         if drawn is not None:
             self._send(loggers, drawn | self._pictures(record), record.step)
         if not untrained:

@@ -166,5 +166,17 @@ def test_a_real_run(tmp_path, caplog):
 
 def test_without_a_limit_every_run_takes_place(tmp_path, caplog):
     caplog.set_level(logging.INFO, "gfi_lightning")
-    make_trainer(tmp_path, quick_callback(), max_epochs=2).fit(ToyModule(), **loaders())
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=2)
+    trainer.fit(ToyModule(), **loaders())
     assert any("GFICallback explained 3 of 3 scheduled runs, " in record.getMessage() for record in caplog.records)
+
+
+def test_what_is_spent_is_logged_but_is_no_metric(tmp_path):
+    """A clock makes no two trainings alike, and nobody is to choose a checkpoint by it."""
+    trainer = make_trainer(tmp_path, quick_callback(), max_epochs=2)
+    trainer.fit(ToyModule(), **loaders())
+    events = read_events(trainer).Scalars("gfi/overhead")
+    assert [event.step for event in events] == image_steps(trainer) == [0, 3, 7]
+    assert all(0 < event.value < 1 for event in events)
+    assert "gfi/removed" in trainer.callback_metrics
+    assert "gfi/overhead" not in trainer.callback_metrics.keys() | trainer.logged_metrics.keys()

@@ -51,7 +51,7 @@ def test_every_logger_has_every_curve_at_the_steps_of_the_runs(tmp_path):
     loggers = [TensorBoardLogger(tmp_path, name=None), CSVLogger(tmp_path / "csv", name=None)]
     trainer, _ = fit(tmp_path, quick_callback(), logger=loggers)
     tags = {tag for tag in read_events(trainer).Tags()["scalars"] if tag.startswith("gfi/")}
-    assert tags == {f"gfi/{name}" for name in CURVES}
+    assert tags == {f"gfi/{name}" for name in (*CURVES, "overhead")}
     assert scalar_steps(trainer, "gfi/removed") == scalar_steps(trainer, "gfi/drift_floor") == [0, 3, 7]
     assert scalar_steps(trainer, "gfi/drift") == [3, 7]
     with Path(loggers[1].log_dir, "metrics.csv").open() as file:

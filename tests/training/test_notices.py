@@ -86,7 +86,7 @@ def test_quiet_about_how_it_understands_the_data_but_not_about_what_is_wrong(tmp
         ({"every_n_steps": 3}, {}, "every 3 steps"),
         ({"every_n_steps": 4}, {}, "every 4 steps"),
         ({"every_n_steps": 1}, {"max_epochs": 1}, "after every optimiser step"),
-        ({"schedule": "log"}, {}, "after 2, 4, 8, … steps of the first epoch, and after every epoch"),
+        ({"schedule": "log"}, {}, "at steps 1, 2, 4, 8, … of the first epoch, and after every epoch"),
         ({}, {"max_epochs": -1, "max_steps": 6}, "after every epoch"),
         ({}, {"accumulate_grad_batches": 3}, "after every epoch"),
         ({"every_n_steps": 2}, {"accumulate_grad_batches": 3}, "every 2 steps"),
