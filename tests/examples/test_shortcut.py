@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "shortcut.py"
 def run(tmp_path_factory):
     """A short run of the example: what it said, its warnings, and where its logs are."""
     folder = tmp_path_factory.mktemp("shortcut")
-    arguments = ["--epochs", "2", "--train-size", "3000", "--log-dir", str(folder)]
+    arguments = ["--epochs", "1", "--train-size", "3200", "--log-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         said = []
@@ -47,8 +47,8 @@ def test_the_alarm_names_it_in_the_first_epoch_and_is_silent_in_the_clean_run(ru
     said, warned, _ = run
     (alarm,) = [message for message in warned if "GFICallback" in message]
     step = int(re.search(r"at step (\d+) the maps of \d of 8 samples .* in the region 'patch': samples? \d", alarm)[1])
-    assert 0 < step < 94  # batches in an epoch
-    assert f"Alarm at step {step} of 187, in epoch 1" in said
+    assert 0 < step < 99
+    assert f"Alarm at step {step} of 99, in epoch 1" in said
     assert figures(said, "alarm") == (f"step {step}", "none")
 
 
@@ -58,7 +58,7 @@ def test_the_accuracy_without_the_patch_proves_it_right(run):
         float(figures(said, f"accuracy, {where}")[0])
         for where in ("validation", "test, no patch", "test, patch of any colour")
     )
-    assert validation > 0.5 > 0.3 > max(without, of_any_color)
+    assert validation > 0.3 > 0.2 > max(without, of_any_color)
 
 
 def test_pictures_tell_it(run):
