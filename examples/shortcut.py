@@ -171,7 +171,7 @@ def draw_energy(runs: list[Run]) -> Figure:
     )
     axes.set_xscale("symlog", base=2, linthresh=1)
     steps = runs[0].history.steps
-    ticks = [step for step in steps if (step + 1).bit_count() == 1 or step == steps[-1]]  # of the others, no room
+    ticks = [step for step in steps if step.bit_count() <= 1 or step == steps[-1]]  # of the others, no room
     axes.set_xticks(ticks, map(str, ticks))
     axes.set(xlabel="training step", ylabel="share of the maps' energy on the patch", xlim=(0, None), ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
