@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.separable import upsample, upsample_backward
@@ -104,6 +105,7 @@ class _NormalizedProduct(torch.autograd.Function):
         return product
 
     @staticmethod
+    @once_differentiable  # else a gradient of the gradient would be wrong, or fail at what works in place
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         product, span, coarsest, *saved = ctx.saved_tensors
         factors, maps, sums = saved[: ctx.layers], saved[ctx.layers : 2 * ctx.layers], saved[2 * ctx.layers :]
@@ -135,6 +137,7 @@ class _MinMax(torch.autograd.Function):
         return scaled
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _through_minmax(gradient, *ctx.saved_tensors)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gfi_lightning.inversion.masks import minmax
+from gfi_lightning.inversion.masks import mask_from, minmax
 
 
 def by_parts(maps):
@@ -53,3 +53,19 @@ def test_a_map_that_is_not_finite_is_zero_and_has_no_gradient(value):
     assert (scaled[0] == 0).all()
     assert (gradient[0] == 0).all()
     assert (gradient[1] != 0).all()
+
+
+def a_layer(weights):
+    return minmax((weights[:, :, None, None] * torch.rand(1, 3, 4, 4)).sum(1, keepdim=True))
+
+
+def two_layers(weights):
+    return mask_from([weights, weights], [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4)], (16, 16))
+
+
+@pytest.mark.parametrize("mask", [a_layer, two_layers])
+def test_a_gradient_of_the_gradient_is_refused(mask):
+    weights = torch.rand(1, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mask(weights).square().sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
