@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo shortcut pictures docs performance test check versions clean
+.PHONY: demo shortcut pictures docs performance test suite check lint types versions clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
@@ -24,15 +24,23 @@ docs: $(INSTALLED)
 performance: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/performance.py --data ../shared/data/voc07
 
-test: check
+# Types take a minute of one core, so they are checked while the tests run.
+test: lint
+	$(MAKE) --no-print-directory --jobs=2 types suite
+
+suite: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 versions: $(INSTALLED)
 	$(VENV)/bin/python scripts/versions.py
 
-check: $(INSTALLED)
+check: lint types
+
+lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 $(INSTALLED): pyproject.toml
