@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo shortcut pictures docs performance test suite check lint types versions clean
+.PHONY: demo shortcut pictures docs performance test check lint types versions clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python examples/digits.py
@@ -24,12 +24,12 @@ docs: $(INSTALLED)
 performance: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/performance.py --data ../shared/data/voc07
 
-# Types take a minute of one core, so they are checked while the tests run.
+# Types take a minute of one core, so they are checked while the tests run, and told about at the end.
 test: lint
-	$(MAKE) --no-print-directory --jobs=2 types suite
-
-suite: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
+	@$(VENV)/bin/mypy >$(VENV)/types.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.txt; \
+	exit $$((tests | types))
 
 versions: $(INSTALLED)
 	$(VENV)/bin/python scripts/versions.py

@@ -19,7 +19,6 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from bench.voc import of_one_class, read_ids, read_photographs
 from gfi_lightning import Recipe, UsageError
 from gfi_lightning.inversion.recipes import RECIPES
 
-say = partial(print, file=sys.stderr, flush=True)
+OF_SOME_ROWS = ("recipes", "plan")  # of what a report is about: on these not every row depends
 
 HOW = f"""\
 Every image's objects are of one class, and the explained class is the predicted one. Brackets: 95 % bootstrap
@@ -71,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = find_methods(network, layers, options.methods, recipes)
     about = described(options, cases, tuning, rate, layers, recipes)
     bench = Bench(network, reference_method(layers), cases, tuning, plan_of(options), say)
-    rows = [row for path in earlier_reports(options) for row in earlier_rows(path, about)]
+    everything = find_methods(network, layers, recipes=recipes)
+    rows = [row for path in earlier_reports(options) for row in earlier_rows(path, about, everything)]
     warming_up = torch.tensor([cases[0].target], device=network.device)
     bench.reference.explain(network.model, first_image(network, cases), warming_up)
     for number, method in enumerate(methods, 1):
@@ -110,13 +110,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=defaults.samples, help="of noise, for the sensitivity")
     parser.add_argument("--stages", type=int, default=defaults.stages, help="of the randomisation")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
-    parser.add_argument("--bf16", action="store_true", help="float32 against bfloat16, too")
+    parser.add_argument("--bf16", action="store_true", help="float32 against a model of bfloat16, too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/quality.json"))
     parser.add_argument("--markdown", type=Path, help="write the tables as a page")
-    resume = "keep the rows of earlier reports on the same images; none given: of --json"
+    resume = "keep the rows of earlier reports on the same images that would be the same; none given: of --json"
     parser.add_argument("--resume", type=Path, nargs="*", metavar="JSON", help=resume)
     return parser.parse_args(arguments)
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -190,13 +194,23 @@ def earlier_reports(options: argparse.Namespace) -> list[Path]:
     return options.resume or [path for path in [options.json] if path.is_file()]
 
 
-def earlier_rows(path: Path, about: dict[str, Any]) -> list[Row]:
-    """The rows of a report on the same images with the same plan, but for those that failed."""
+def earlier_rows(path: Path, about: dict[str, Any], methods: Sequence[Method]) -> list[Row]:
+    """The rows of a report on the same images that went well, and would be the same now."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key, value in about.items() if report.get(key) != value]
+    differing = [key for key, value in about.items() if key not in OF_SOME_ROWS and report.get(key) != value]
     if differing:
         raise UsageError(f"--resume: {path} is of another run ({', '.join(differing)} differ): leave it out.")
-    return [row for row in rows_from_json(report) if not row.failed]
+    known = {method.name: method for method in methods}
+    rows = [row for row in rows_from_json(report) if not row.failed and row.name in known]
+    kept = [row for row in rows if depends_on(known[row.name], report) == depends_on(known[row.name], about)]
+    say(f"{len(kept)} rows are taken from {path}; {len(rows) - len(kept)} are of another recipe or plan")
+    return kept
+
+
+def depends_on(method: Method, about: dict[str, Any]) -> dict[str, Any]:
+    """What of the recipes and the plan has to do with one method's row."""
+    plan = {name: value for name, value in about["plan"].items() if method.slow or not name.startswith("slow_")}
+    return plan | {"recipe": about["recipes"].get(method.recipe)}
 
 
 def sorted_as(methods: Sequence[Method], rows: Sequence[Row]) -> list[Row]:

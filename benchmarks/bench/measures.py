@@ -37,7 +37,7 @@ class Plan:
         timed_batches: whose time is compared to the reference's.
         samples: of noise, for the sensitivity.
         stages: of the cascading randomisation.
-        bf16: whether maps are compared to those under bfloat16 autocast.
+        bf16: whether maps are compared to those of the same weights and images in bfloat16.
     """
 
     batch_size: int = 16
@@ -161,7 +161,9 @@ class Bench:
         alone = [self._explain(method, single) for single in self._batches(cases, f"{method.name}, one by one", size=1)]
         row.values["floor"] = _numbers(metrics.heatmap_drift(torch.cat(alone), maps))
         if self.plan.bf16:
-            self._measure_floor_between(method, row, "floor_bf16", cases, maps, self.network.model, bf16=True)
+            # Not by autocast, which ours switches off.
+            model = deepcopy(self.network.model).to(torch.bfloat16)
+            self._measure_floor_between(method, row, "floor_bf16", cases, maps, model)
         if torch.cuda.is_available():
             other = torch.device("cuda" if self.network.device.type == "cpu" else "cpu")
             model = deepcopy(self.network.model).to(other)
@@ -175,14 +177,13 @@ class Bench:
         cases: Sequence[Case],
         maps: Tensor,
         model: nn.Module,
-        bf16: bool = False,
     ) -> None:
-        device = next(model.parameters()).device
+        like = next(model.parameters())
         others = []
         try:
             for batch in self._batches(cases, f"{method.name}, {key}"):
-                images, targets = batch.images.to(device), batch.targets.to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16), _full_float32():
+                images, targets = batch.images.to(like), batch.targets.to(like.device)
+                with _full_float32():
                     others.append(method.explain(model, images, targets).detach().float().cpu())
         except (TypeError, RuntimeError) as error:  # numpy, which some libraries go through, has no bfloat16
             row.notes.append(f"{key}: {type(error).__name__}: {error}")

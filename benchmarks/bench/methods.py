@@ -37,6 +37,7 @@ class Method:
         explain: (model, images, targets) → heatmaps (N, H, W).
         group: name of the same method without its layer; "" where it does not depend on one.
         slow: takes so many passes that it is run on fewer images.
+        recipe: of ours, its name; "" otherwise.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Method:
     explain: Explain
     group: str = ""
     slow: bool = False
+    recipe: str = ""
 
 
 def find_methods(
@@ -102,13 +104,18 @@ def _ours(network: Network, recipes: Mapping[str, str | Recipe | Mapping[str, An
     }
     rows = [
         Method(
-            f"GFI, {name}", "ours", partial(explain_ours, options={"score": network.score, **given}), slow=_many(given)
+            f"GFI, {name}",
+            "ours",
+            partial(explain_ours, options={"score": network.score, **given}),
+            slow=_many(given),
+            recipe=name,
         )
         for name, given in options.items()
     ]
     if "default" in options:
         given = {"score": network.score, **options["default"]}
-        rows.append(Method("GFI, default, stage 1 alone", "ours", partial(explain_ours_without_target, options=given)))
+        without_target = partial(explain_ours_without_target, options=given)
+        rows.append(Method("GFI, default, stage 1 alone", "ours", without_target, recipe="default"))
     return rows
 
 

@@ -17,7 +17,10 @@ SETTLED = 0.1  # less drift than this is little: by default a map has settled wh
 
 
 def heatmap_drift(heatmaps: Tensor, previous: Tensor) -> Tensor:
-    """1 − Spearman's rank correlation between each map and the one before.
+    """1 − ρ, Spearman's rank correlation (1904) between each map and the one before.
+
+    ρ is Pearson's correlation of the pixels' ranks, where equal values share their mean rank. Adebayo et al. (2018),
+    "Sanity Checks for Saliency Maps", compare maps by it.
 
     Args:
         heatmaps: shape (N, H, W).
@@ -43,7 +46,7 @@ def _is_constant(rows: Tensor) -> Tensor:
 
 
 def top_fifth_iou(heatmaps: Tensor, others: Tensor, share: float = 0.2) -> Tensor:
-    """Intersection over union of the most important pixels of two maps.
+    """Intersection over union, |A ∩ B| / |A ∪ B| (Jaccard 1912), of the most important pixels of two maps.
 
     These are the pixels that reach the value of the k-th largest, k being the share of all pixels, and that
     exceed the map's minimum: more than k where values tie, fewer where the rest of the map is empty.
@@ -107,7 +110,9 @@ def settled_at(
 
 
 class HeatmapDrift(ImageMeans):
-    """How far maps have moved between two runs, see :func:`heatmap_drift` and :func:`top_fifth_iou`.
+    """How far maps have moved between two runs: 1 − ρ and |A ∩ B| / |A ∪ B|.
+
+    See :func:`heatmap_drift` (Spearman 1904) and :func:`top_fifth_iou` (Jaccard 1912) for the formulas.
 
     Args:
         options: see ``torchmetrics.Metric``.

@@ -61,7 +61,7 @@ def entropy(heatmaps: Tensor) -> Tensor:
 
 
 def half_area(heatmaps: Tensor) -> Tensor:
-    """The share of a map's pixels that reach half of its maximum.
+    """The share of a map's pixels that reach half of its maximum, |{p: m_p ≥ max m / 2}| / |{p}|; a measure of our own.
 
     Args:
         heatmaps: shape (N, H, W), floating point.

@@ -79,9 +79,10 @@ class GFICallback(L.Callback):
         every_n_epochs: explain at the end of every n-th training epoch.
         every_n_steps: explain after every n-th optimiser step, instead of by epochs. The run after the very first
             step has no place of its own on the x axis and is left out: step 0 shows the untrained model.
-        schedule: "log": at steps 1, 2, 4, 8, … of the first epoch, and then as ``every_n_epochs`` says, since most of
-            the change comes early; or a callable from the number of optimiser steps so far to
-            whether it is time, instead of the other two. It must depend on that number alone: each rank asks it.
+        schedule: "log": at steps 1, 2, 4, 8, … of the x axis in the first epoch, where step 4 follows the fifth
+            optimiser step, and then as ``every_n_epochs`` says, since most of the change comes early; or a callable
+            from the number of optimiser steps so far, from 1, to whether it is time, instead of the other two. It must
+            depend on that number alone: each rank asks it.
         max_overhead: the share of the wall time since the fit began that explaining may take, 0.02 for instance; 1:
             no limit. It holds once three runs are done: scheduled runs that would break it are skipped, the one at
             the end of the training never, and the curve ``gfi/overhead`` tells the share so far. None: 0.05 and

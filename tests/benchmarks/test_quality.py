@@ -1,6 +1,7 @@
 """The whole script, on a folder and a network that it has never seen."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import quality
 import torch
 from bench.cases import batches
 from bench.cost import counted
-from bench.networks import find_network
+from bench.networks import find_network, find_object
 from bench.peers import grad_cam
 from bench.perturbation import MeaningfulPerturbation
 from bench.rows import GROUPS
@@ -49,6 +50,7 @@ def somewhere(tmp_path, monkeypatch):
         "from gfi_lightning.inversion.recipes import RECIPES\n"
         "short = replace(RECIPES['paper'], target_steps=2, inversion_steps=0)\n"
         "SEARCH = {'default': short, 'mean': {'recipe': short, 'background': 'mean'}}\n"
+        "AGAIN = SEARCH | {'default': replace(short, removed_weight=0.5)}\n"
     )
     return tmp_path
 
@@ -165,6 +167,18 @@ def test_a_run_goes_on_where_it_was_left(somewhere, capsys):
         run(somewhere, "--limit", "3", *EXPENSIVE, "--resume")
 
 
+def test_what_a_change_of_a_recipe_or_of_the_plan_leaves_alone_is_not_measured_again(somewhere, capsys):
+    methods = ("ours", "centre", "occlusion")
+    first = run(somewhere, *EXPENSIVE, "--recipes", "my_recipes:SEARCH", "--slow-limit", "2", methods=methods)
+    capsys.readouterr()
+    changed = ["--recipes", "my_recipes:AGAIN", "--slow-limit", "3", "--resume"]
+    again = run(somewhere, *EXPENSIVE, *changed, methods=methods)
+    measured = re.findall(r"^\[\d of \d\] (.+)$", capsys.readouterr().err, re.MULTILINE)
+    assert measured == ["GFI, default", "GFI, default, stage 1 alone", "occlusion"]
+    assert list(again["methods"]) == list(first["methods"])
+    assert again["methods"]["occlusion"]["figures"]["energy"]["images"] == 3
+
+
 def test_one_recipe_alone_or_somebodys_own(somewhere):
     assert list(run(somewhere, "--limit", "1", *EXPENSIVE, methods=("ours:release",))["methods"]) == ["GFI, release"]
     methods = run(somewhere, "--recipes", "my_recipes:SEARCH", *EXPENSIVE, methods=("ours",))["methods"]
@@ -178,8 +192,9 @@ def test_unknown_methods_are_told(somewhere):
 
 
 def test_bfloat16_is_compared_when_it_is_asked_for(somewhere):
-    report = run(somewhere, "--bf16", *EXPENSIVE, methods=("uniform", "centre"))
-    assert report["methods"]["uniform ω, coarse"]["figures"]["floor_bf16"]["value"] > 0
+    report = run(somewhere, "--bf16", *EXPENSIVE, methods=("ours:default", "uniform", "centre"))
+    for name in ("GFI, default", "uniform ω, coarse"):
+        assert 0 < report["methods"][name]["figures"]["floor_bf16"]["value"] < 1
     assert report["methods"]["centre"]["figures"]["floor_bf16"]["value"] == 0
 
 
@@ -192,3 +207,9 @@ def test_models_are_left_without_gradients_and_hooks(somewhere):
     assert all(parameter.grad is None for parameter in network.model.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.model.modules())
     assert isinstance(next(network.model.parameters()), torch.nn.Parameter)
+
+
+def test_the_search_is_among_recipes():
+    recipes = find_object("bench.search:SEARCH")
+    assert next(iter(recipes)) == "default"
+    assert len({str(quality.recipe_fields(recipe)) for recipe in recipes.values()}) == len(recipes)
