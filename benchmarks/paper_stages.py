@@ -39,8 +39,8 @@ map.
 
 What differs: the paper scores stage 1 as a salient object detector against objects' masks. There are none here, so
 **boxes stand in for masks**: a box holds background, too, and a map that keeps to the object's outline loses recall and
-has a larger error by it. So these columns serve to compare the rows; the paper's figures (sec. 4.4) are of masks, and not
-quoted beside them. The network is MobileNetV2, and the class is the one that it predicts, where that is right.
+has a larger error by it. So these columns serve to compare the rows; the paper's figures (sec. 4.4) are of masks, and
+not quoted beside them. The network is MobileNetV2, and the class is the one that it predicts, where that is right.
 """,
     reference="stage 1",
 )

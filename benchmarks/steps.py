@@ -1,7 +1,7 @@
 """What do more steps buy, and what does stopping early save? Insertion − deletion against passes.
 
 The default recipe with more and fewer steps, and, where there are many, with images that stop when a step has moved
-their mask by less than a tolerance. To be run on images that nothing is reported on.
+their mask by less than a tolerance. To be run on images that no other method is compared on.
 
     python benchmarks/steps.py --data ../shared/data/voc07 --ids ../shared/data/voc07/train.txt
 """
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(as_text(found, base))
+    print(f"{len(cases)} photographs of {options.ids.name}, {options.network}:\n\n{as_text(found, base)}")
 
 
 if __name__ == "__main__":
