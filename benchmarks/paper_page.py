@@ -39,8 +39,9 @@ INTRODUCTION = """\
 Du, Liu, Song, Hu: "Towards Explanation of DNN-based Prediction with Guided Feature Inversion", KDD 2018, repeated as
 far as network and images could be had. Everywhere here the network is MobileNetV2 with ImageNet weights instead of
 VGG-19, the images are from PASCAL VOC 2007's test set, squeezed to 224 × 224 pixels without cropping, a few dozen
-instead of thousands, and "GFI, default" is this package's default recipe, not the paper's. **The paper's figures are
-therefore context, not a target.** Brackets: 95 % bootstrap intervals over the images (2,000 resamples); with so few
+instead of thousands, and "GFI, default" is this package's default recipe. The paper's own, which takes ten times as
+long, is in the pointing game alone. So these are the paper's questions, asked of another recipe. **The paper's figures
+are therefore context, not a target.** Brackets: 95 % bootstrap intervals over the images (2,000 resamples); with so few
 images most differences within a table are within them.
 
 Each section is the output of a script, `benchmarks/paper_….py`, and `benchmarks/paper_page.py` joins them.

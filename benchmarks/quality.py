@@ -201,16 +201,21 @@ def earlier_rows(path: Path, about: dict[str, Any], methods: Sequence[Method]) -
     if differing:
         raise UsageError(f"--resume: {path} is of another run ({', '.join(differing)} differ): leave it out.")
     known = {method.name: method for method in methods}
-    rows = [row for row in rows_from_json(report) if not row.failed and row.name in known]
-    kept = [row for row in rows if depends_on(known[row.name], report) == depends_on(known[row.name], about)]
-    say(f"{len(kept)} rows are taken from {path}; {len(rows) - len(kept)} are of another recipe or plan")
+    rows = [row for row in rows_from_json(report) if not row.failed]
+    kept = [
+        row
+        for row in rows
+        if row.name in known and depends_on(known[row.name], report) == depends_on(known[row.name], about)
+    ]
+    say(f"{len(kept)} rows are taken from {path}; {len(rows) - len(kept)} are of another recipe, or of another plan")
     return kept
 
 
 def depends_on(method: Method, about: dict[str, Any]) -> dict[str, Any]:
     """What of the recipes and the plan has to do with one method's row."""
-    plan = {name: value for name, value in about["plan"].items() if method.slow or not name.startswith("slow_")}
-    return plan | {"recipe": about["recipes"].get(method.recipe)}
+    plan, recipes = about.get("plan", {}), about.get("recipes", {})
+    limits = {name: value for name, value in plan.items() if method.slow or not name.startswith("slow_")}
+    return limits | {"recipe": recipes.get(method.recipe)}
 
 
 def sorted_as(methods: Sequence[Method], rows: Sequence[Row]) -> list[Row]:

@@ -1,7 +1,7 @@
 """What do more steps buy, and what does stopping early save? Insertion − deletion against passes.
 
 The default recipe with more and fewer steps, and, where there are many, with images that stop when a step has moved
-their mask by less than a tolerance. To be run on images that no other method is compared on.
+their mask by less than a tolerance. To be run on training images, not on those by which the methods are compared.
 
     python benchmarks/steps.py --data ../shared/data/voc07 --ids ../shared/data/voc07/train.txt
 """

@@ -76,12 +76,12 @@ class Schedule:
 
 
 def is_power_of_two(number: int) -> bool:
-    """1, 2, 4, 8, …: most of what a model learns to look at, it learns early."""
+    """Whether it is 1, 2, 4, 8 and so on."""
     return number > 0 and number & (number - 1) == 0
 
 
 def _is_early(steps: int) -> bool:
-    # As the x axis counts them, from 0: that is where the untrained model is.
+    # Most of what a model learns to look at, it learns early. The x axis counts from 0, where the untrained model is.
     return is_power_of_two(steps - 1)
 
 

@@ -209,7 +209,7 @@ def test_models_are_left_without_gradients_and_hooks(somewhere):
     assert isinstance(next(network.model.parameters()), torch.nn.Parameter)
 
 
-def test_the_search_is_among_recipes():
+def test_the_search_starts_with_the_default_and_has_no_recipe_twice():
     recipes = find_object("bench.search:SEARCH")
     assert next(iter(recipes)) == "default"
     assert len({str(quality.recipe_fields(recipe)) for recipe in recipes.values()}) == len(recipes)

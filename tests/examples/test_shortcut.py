@@ -47,7 +47,7 @@ def test_the_alarm_names_it_in_the_first_epoch_and_is_silent_in_the_clean_run(ru
     said, warned, _ = run
     (alarm,) = [message for message in warned if "GFICallback" in message]
     step = int(re.search(r"at step (\d+) the maps of \d of 8 samples .* in the region 'patch': samples? \d", alarm)[1])
-    assert 0 < step <= 64  # of the schedule's, the last one but the end of the epoch
+    assert 0 < step <= 64  # the schedule's last step before the end of the epoch
     assert f"Alarm at step {step} of 99, in epoch 1" in said
     assert figures(said, "alarm") == (f"step {step}", "none")
 
