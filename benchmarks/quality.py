@@ -27,6 +27,7 @@ from bench.cases import Case, hits, names_from_list, predicted_cases
 from bench.measures import CURVE_STEPS, RADIUS, Bench, Plan
 from bench.methods import FAMILIES, Method, find_methods, recipe_fields, reference_method
 from bench.networks import Network, find_network, find_object, peer_layers
+from bench.progress import say
 from bench.rows import Row
 from bench.tables import handwritten, markdown, rows_from_json, to_json
 from bench.voc import of_one_class, read_ids, read_photographs
@@ -117,10 +118,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     resume = "keep the rows of earlier reports on the same images that would be the same; none given: of --json"
     parser.add_argument("--resume", type=Path, nargs="*", metavar="JSON", help=resume)
     return parser.parse_args(arguments)
-
-
-def say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

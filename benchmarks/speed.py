@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from bench.floor import BarePasses, Floor
 from bench.machine import device_name
 from bench.methods import Method, find_methods, reference_method
 from bench.networks import Network, find_network, peer_layers
+from bench.progress import say
 from bench.release import as_released
 from bench.tables import table
 from bench.voc import read_ids
@@ -44,7 +44,6 @@ NETWORKS = {"resnet18": 64, "mobilenet_v2": 224, "resnet50": 224}
 CURVE_STEPS = 14
 OURS = "GFI, default"
 Measured = TypeVar("Measured")
-say = partial(print, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

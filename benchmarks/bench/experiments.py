@@ -3,11 +3,9 @@
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from bench.bootstrap import Estimate, estimate, paired_difference
 from bench.cases import Batch, Case, batches, hits, predicted_cases
 from bench.methods import recipe_fields
 from bench.networks import Network, find_network, peer_layers
+from bench.progress import say
 from bench.tables import table
 from bench.voc import of_one_class, read_ids, read_photographs
 from gfi_lightning import UsageError, metrics
@@ -31,8 +30,6 @@ Figures = Mapping[str, Mapping[str, Cell]]
 """A table: row to column to what stands there."""
 Values = dict[str, dict[str, np.ndarray]]
 """Row to column to one number for each image, NaN where it was not measured."""
-
-say = partial(print, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
