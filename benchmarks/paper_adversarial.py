@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> Findings:
     network = network_of(options)
     images, batches = reported_batches(network, options)
-    values = over_batches(batches, lambda batch: measured(network, batch, options.epsilon))
+    values = over_batches(batches, lambda batch: measured(network, batch, options))
     flags = values.pop("network")
     fooled = flags["fooled"].astype(bool)
     remarks = [
@@ -76,11 +76,12 @@ def measure(options: argparse.Namespace) -> Findings:
     return Findings(images, {"": estimates(with_fooled(values, fooled))}, remarks, values)
 
 
-def measured(network: Network, batch: Batch, epsilon: float) -> Mapping[str, Mapping[str, Tensor]]:
-    attacked = fast_gradient_sign(network, batch.images, batch.targets, epsilon)
+def measured(network: Network, batch: Batch, options: argparse.Namespace) -> Mapping[str, Mapping[str, Tensor]]:
+    attacked = fast_gradient_sign(network, batch.images, batch.targets, options.epsilon)
+    ours = f"GFI, {options.recipe}"
     layer = last_layer(network, batch.images)
-    before, after = explained(network, network.score, batch, attacked)
-    of_logit = explained(network, logit, batch, attacked)
+    before, after = explained(network, options.recipe, network.score, batch, attacked)
+    of_logit = explained(network, options.recipe, logit, batch, attacked)
     cams = [grad_cam(network.model, images, batch.targets, layer=layer) for images in (batch.images, attacked)]
     with torch.no_grad():
         predicted = predicted_classes(network.model(attacked), network.score)
@@ -91,15 +92,17 @@ def measured(network: Network, batch: Batch, epsilon: float) -> Mapping[str, Map
             "before": before.score,
             "after": after.score,
         },
-        **compared("GFI, default", before.heatmaps, after.heatmaps, batch),
-        **compared("GFI, default, of the logit", *(one.heatmaps for one in of_logit), batch),
+        **compared(ours, before.heatmaps, after.heatmaps, batch),
+        **compared(f"{ours}, of the logit", *(one.heatmaps for one in of_logit), batch),
         **compared("Grad-CAM", *cams, batch),
     }
 
 
-def explained(network: Network, score: str | ScoreFunction, batch: Batch, attacked: Tensor) -> list[Explanation]:
+def explained(
+    network: Network, recipe: str, score: str | ScoreFunction, batch: Batch, attacked: Tensor
+) -> list[Explanation]:
     """Before and after."""
-    gfi = GuidedFeatureInversion(network.model, score=score)
+    gfi = GuidedFeatureInversion(network.model, recipe=recipe, score=score)
     return [gfi.explain(images, batch.targets) for images in (batch.images, attacked)]
 
 

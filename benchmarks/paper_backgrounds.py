@@ -33,8 +33,8 @@ EXPERIMENT = Experiment(
     "backgrounds",
     "The effect of the background",
     f"""
-What replaces the removed parts of the image while the mask is optimised, with the default recipe: a Gaussian blur
-(11 px at 224 px), the image's mean colour, or Gaussian white noise of the image's mean and spread. Insertion and
+What replaces the removed parts of the image while the mask is optimised: a Gaussian blur (11 px at 224 px), the image's
+mean colour, or Gaussian white noise of the image's mean and spread. Insertion and
 deletion are areas under the probability in {STEPS} steps, with two baselines, because each flatters the background that
 is like it. Similarity is the rank correlation with the map of the blur.
 
@@ -42,7 +42,6 @@ What differs: the paper names the three and takes the blur; there are no figures
 blur by PIL with radius 11 before resizing, and the mean colour is the data set's; here it is the image's own. The
 network is MobileNetV2, and the class is the one that it predicts, where that is right.
 """,
-    reference="blur",
 )
 
 
@@ -54,20 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> Findings:
     network = network_of(options)
     images, batches = reported_batches(network, options)
-    values = over_batches(batches, lambda batch: measured(network, batch))
-    return Findings(images, {"": estimates(values)}, values=values)
+    values = over_batches(batches, lambda batch: measured(network, batch, options.recipe))
+    return Findings(images, {"": estimates(values)}, values=values, reference="blur")
 
 
-def measured(network: Network, batch: Batch) -> Mapping[str, Mapping[str, Tensor]]:
-    maps = {name: explained(network, batch, name) for name in BACKGROUNDS}
+def measured(network: Network, batch: Batch, recipe: str) -> Mapping[str, Mapping[str, Tensor]]:
+    maps = {name: explained(network, batch, recipe, name) for name in BACKGROUNDS}
     found = {name: {**on_object(one, batch), **faithfulness(network, one, batch)} for name, one in maps.items()}
     for name in BACKGROUNDS[1:]:
         found[name]["similarity"] = 1 - metrics.heatmap_drift(maps[name], maps["blur"])
     return found
 
 
-def explained(network: Network, batch: Batch, background: str) -> Tensor:
-    gfi = GuidedFeatureInversion(network.model, background=background, score=network.score)
+def explained(network: Network, batch: Batch, recipe: str, background: str) -> Tensor:
+    gfi = GuidedFeatureInversion(network.model, recipe=recipe, background=background, score=network.score)
     return gfi.explain(batch.images, batch.targets).heatmaps
 
 

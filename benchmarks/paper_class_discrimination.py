@@ -47,7 +47,6 @@ ImageNet's classes, and there are no figures of it to put beside these. Here man
 MobileNetV2 and a new last layer for VOC's classes with a sigmoid score, trained as in the pointing game on those images
 of the same list that are not reported. In most of them a person is one of the two.
 """,
-    reference="Grad-CAM",
 )
 
 
@@ -86,13 +85,14 @@ def measure(options: argparse.Namespace) -> Findings:
     reported = [photograph for photograph in reported if known.issuperset(photograph.classes)]
     starts = range(0, len(reported), options.batch_size)
     parts = (pairs(network, reported[start : start + options.batch_size]) for start in starts)
-    values = over_batches(parts, lambda part: measured(network, part))
+    values = over_batches(parts, lambda part: measured(network, part, options.recipe))
     both = values.pop("network")["both found"]
     return Findings(
         images=[photograph.id for photograph in reported],
         tables={"": estimates(values)},
         remarks=[retrained.described(), f"It gives both classes a probability above 0.5 in {np.mean(both):.0%}."],
         values=values,
+        reference="Grad-CAM",
     )
 
 
@@ -117,16 +117,16 @@ def pairs(network: Network, photographs: Sequence[Photograph]) -> Pairs:
     return Pairs(images, targets.to(images.device), regions)
 
 
-def measured(network: Network, part: Pairs) -> Mapping[str, Mapping[str, Tensor]]:
-    gfi = GuidedFeatureInversion(network.model, score=network.score)
+def measured(network: Network, part: Pairs, recipe: str) -> Mapping[str, Mapping[str, Tensor]]:
+    gfi = GuidedFeatureInversion(network.model, recipe=recipe, score=network.score)
     inversion = gfi.invert(part.images)
     explanation = gfi.refine(inversion, part.targets)
     contrast = gfi.refine(inversion, part.targets, part.targets.flip(1))
     layer = last_layer(network, part.images)
     cam = [grad_cam(network.model, part.images, targets, layer=layer) for targets in part.targets.unbind(1)]
     maps = {
-        "GFI, default": explanation.heatmaps,
-        "GFI, default, rather than the other": contrast.heatmaps,
+        f"GFI, {recipe}": explanation.heatmaps,
+        f"GFI, {recipe}, rather than the other": contrast.heatmaps,
         "Grad-CAM": torch.stack(cam, 1),
     }
     found = {"network": {"both found": (explanation.score > 0.5).all(1)}}

@@ -21,7 +21,7 @@ from bench.progress import say
 from bench.tables import table
 from bench.voc import of_one_class, read_ids, read_photographs
 from gfi_lightning import UsageError, metrics
-from gfi_lightning.inversion.recipes import DEFAULT
+from gfi_lightning.inversion.recipes import RECIPES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -37,21 +37,18 @@ class Experiment:
     """One experiment of the paper.
 
     Attributes:
-        name: of its JSON file.
+        name: of its JSON files.
         title: of its section.
         text: what is asked and measured, and what differs from the paper.
-        reference: the row to which the others are compared, image by image; "": none.
     """
 
     name: str
     title: str
     text: str
-    reference: str = ""
 
-    @property
-    def json(self) -> Path:
-        """Where its findings lie unless --json says otherwise."""
-        return RESULTS / f"paper_{self.name}.json"
+    def file_name(self, recipe: str) -> str:
+        """What the JSON file of a recipe's findings is called."""
+        return f"paper_{self.name}.json" if recipe == "default" else f"paper_{self.name}_{recipe}.json"
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,14 @@ class Findings:
         tables: caption, or "", to a table.
         remarks: further sentences.
         values: what the tables' estimates are made of.
+        reference: the row to which the others are compared, image by image; "": none.
     """
 
     images: Sequence[str]
     tables: Mapping[str, Figures]
     remarks: Sequence[str] = ()
     values: Values = field(default_factory=dict)
+    reference: str = ""
 
 
 def parser_of(experiment: Experiment, description: str, limit: int) -> argparse.ArgumentParser:
@@ -77,9 +76,10 @@ def parser_of(experiment: Experiment, description: str, limit: int) -> argparse.
     parser.add_argument("--data", type=Path, required=True, help="a folder with JPEGImages and Annotations")
     parser.add_argument("--ids", type=Path, required=True, help="list of the images that are reported")
     parser.add_argument("--network", default="mobilenet_v2_100", help="module:function, or one of bench.networks")
+    parser.add_argument("--recipe", default="default", choices=[*RECIPES], help="of ours (%(default)s)")
     parser.add_argument("--limit", type=int, default=limit, help="images that are reported (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=7, help="what is optimised at once on a CPU (%(default)s)")
-    parser.add_argument("--json", type=Path, default=experiment.json)
+    parser.add_argument("--json", type=Path, help=f"benchmarks/results/{experiment.file_name('default')}, or the like")
     return parser
 
 
@@ -173,17 +173,19 @@ def publish(experiment: Experiment, options: argparse.Namespace, findings: Findi
         "data": options.data.name,
         "ids": options.ids.name,
         "images": list(findings.images),
-        "recipe": recipe_fields(DEFAULT),
+        "recipe": recipe_fields(RECIPES[options.recipe]),
         "torch": torch.__version__,
         "tables": {caption: _plain_figures(figures) for caption, figures in findings.tables.items()},
         "remarks": list(findings.remarks),
+        "reference": findings.reference,
         "values": {
             row: {column: _plain(series) for column, series in cells.items()} for row, cells in findings.values.items()
         },
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(section(experiment, report))
+    file = options.json or RESULTS / experiment.file_name(options.recipe)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(section(experiment, report) if options.recipe == "default" else tables(report))
 
 
 def _plain_figures(figures: Figures) -> dict[str, dict[str, Any]]:
@@ -197,16 +199,24 @@ def _plain(series: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 6) for value in series]
 
 
-def section(experiment: Experiment, report: Mapping[str, Any]) -> str:
-    """An experiment's part of the page, from its JSON."""
+def section(experiment: Experiment, report: Mapping[str, Any], of_paper: Mapping[str, Any] | None = None) -> str:
+    """An experiment's part of the page, from its JSON: with the default recipe, and with the paper's own."""
+    parts = [f"## {experiment.title}", experiment.text.strip(), tables(report)]
+    if of_paper is not None:
+        parts += ["### With the paper's own recipe", tables(of_paper)]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """What was found, from its JSON."""
     on_what = f"`{report['network']}`, {len(report['images'])} images of {report['data']}/{report['ids']}."
-    parts = [f"## {experiment.title}", experiment.text.strip(), " ".join([on_what, *report["remarks"]])]
+    parts = [" ".join([on_what, *report["remarks"]])]
     for caption, figures in report["tables"].items():
         parts += [*([f"{caption}:"] if caption else []), _as_table(figures)]
-    if experiment.reference:
-        paired = _plain_figures(differences(report["values"], experiment.reference))
-        parts += [f"Less {experiment.reference}, paired:", _as_table(paired, sign="+")]
-    return "\n\n".join(parts) + "\n"
+    if report["reference"]:
+        paired = _plain_figures(differences(report["values"], report["reference"]))
+        parts += [f"Less {report['reference']}, paired:", _as_table(paired, sign="+")]
+    return "\n\n".join(parts)
 
 
 def differences(values: Mapping[str, Mapping[str, Sequence[float | None]]], reference: str) -> Figures:

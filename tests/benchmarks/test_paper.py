@@ -66,14 +66,15 @@ def network(somewhere, monkeypatch):
     return Network(**vars(find_network("disc_network:make")))
 
 
-def run(folder, name, *arguments):
+def run(folder, name, recipe, *arguments):
     ids = "train.txt" if name == "class_discrimination" else "eval.txt"
-    given = ["--data", str(folder), "--ids", str(folder / ids), "--json", str(folder / f"paper_{name}.json")]
+    file = folder / import_module(f"paper_{name}").EXPERIMENT.file_name(recipe)
+    given = ["--data", str(folder), "--ids", str(folder / ids), "--json", str(file), "--recipe", recipe]
     given += ["--network", "disc_network:make", "--batch-size", "2"]
     given += ["--train", str(folder / "train.txt")] if name in NEEDS_TRAIN else []
     given += ["--layers", "fine", "coarse"] if name == "base_layers" else []
     import_module(f"paper_{name}").main([*given, *arguments])
-    return json.loads((folder / f"paper_{name}.json").read_text())
+    return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -81,32 +82,43 @@ def reports(somewhere):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(somewhere)
         patch.setattr("bench.multilabel.MOST_EPOCHS", EPOCHS)
-        return {
-            name: run(somewhere, name, *(["--paper-limit", "1"] if name == "pointing_game" else [])) for name in SCRIPTS
-        }
+        return {name: run(somewhere, name, "default") for name in SCRIPTS}
 
 
-ROWS = {
-    "pointing_game": ["GFI, default", "GFI, paper", "Grad-CAM", "centre"],
-    "class_discrimination": ["GFI, default", "GFI, default, rather than the other", "Grad-CAM"],
-    "base_layers": ["fine", "coarse", "the default's two layers"],
-    "adversarial": [
-        f"{method}, {when}{which}"
-        for method in ("GFI, default", "GFI, default, of the logit", "Grad-CAM")
-        for when in ("before", "after")
-        for which in ("", ", fooled")
-    ],
-    "stages": ["stage 1", "stage 2", "centre"],
-    "backgrounds": ["blur", "mean", "noise"],
-}
+@pytest.fixture(scope="module")
+def reports_of_paper(somewhere):
+    """With the paper's recipe, which is slow, on the first two images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(somewhere)
+        patch.setattr("bench.multilabel.MOST_EPOCHS", EPOCHS)
+        tuning = {"base_layers": ["--tune-limit", "2"]}
+        return {name: run(somewhere, name, "paper", "--limit", "2", *tuning.get(name, [])) for name in SCRIPTS}
 
 
+def rows(name, recipe):
+    return {
+        "pointing_game": [f"GFI, {recipe}", "Grad-CAM", "centre"],
+        "class_discrimination": [f"GFI, {recipe}", f"GFI, {recipe}, rather than the other", "Grad-CAM"],
+        "base_layers": ["fine", "coarse", *["the default's two layers"] * (recipe == "default")],
+        "adversarial": [
+            f"{method}, {when}{which}"
+            for method in (f"GFI, {recipe}", f"GFI, {recipe}, of the logit", "Grad-CAM")
+            for when in ("before", "after")
+            for which in ("", ", fooled")
+        ],
+        "stages": ["stage 1", "stage 2", "centre"],
+        "backgrounds": ["blur", "mean", "noise"],
+    }[name]
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_measures_all_its_rows(reports, name):
-    report = reports[name]
+def test_every_script_measures_all_its_rows(reports, reports_of_paper, name, recipe):
+    report = {"default": reports, "paper": reports_of_paper}[recipe][name]
     figures = report["tables"][""]
-    assert list(figures) == ROWS[name]
-    assert report["images"] == (["two1", "two2"] if name == "class_discrimination" else EVAL)
+    assert list(figures) == rows(name, recipe)
+    images = ["two1", "two2"] if name == "class_discrimination" else EVAL
+    assert report["images"] == (images if recipe == "default" else images[:2])
     for row, cells in report["values"].items():
         for column, series in cells.items():
             assert len(series) == len(report["images"]), (row, column)
@@ -118,10 +130,14 @@ def test_every_script_measures_all_its_rows(reports, name):
                 assert figure["low"] <= figure["value"] <= figure["high"]
 
 
-def test_the_slow_recipe_is_measured_on_the_first_images_only(reports):
-    figures = reports["pointing_game"]["tables"][""]
-    assert figures["GFI, paper"]["mean over images"]["images"] == 2  # the first batch
-    assert figures["GFI, default"]["mean over images"]["images"] == 5
+def test_the_recipe_is_the_one_that_was_asked_for(reports, reports_of_paper):
+    for name in SCRIPTS:
+        steps = [of_recipe[name]["recipe"]["target_steps"] for of_recipe in (reports, reports_of_paper)]
+        assert steps == [3, 70]
+    row = "GFI, {}, before"
+    default = reports["adversarial"]["values"][row.format("default")]["energy in the box"][:2]
+    paper = reports_of_paper["adversarial"]["values"][row.format("paper")]["energy in the box"]
+    assert paper != pytest.approx(default, abs=1e-3)
     hits = reports["pointing_game"]["tables"]["Hits by class"]
     assert {row: cells["centre"].split(" of ")[1] for row, cells in hits.items()} == {"disc": "3", "ring": "2"}
 
@@ -145,6 +161,7 @@ def test_maps_of_the_default_recipe_are_the_same_in_every_experiment(reports):
         assert route[energy] == pytest.approx(routes[0][energy], abs=1e-3)
 
 
+@pytest.mark.usefixtures("reports_of_paper")
 def test_the_page_joins_all_sections(somewhere, reports):
     paper_page.main([str(somewhere / "page.md"), "--results", str(somewhere)])
     page = (somewhere / "page.md").read_text()
@@ -157,8 +174,9 @@ def test_the_page_joins_all_sections(somewhere, reports):
     assert str(somewhere.parent) not in page + json.dumps(reports)
     assert "0.547 |" in page  # the paper's
     titles = {experiment.name: experiment.title for experiment in paper_page.EXPERIMENTS}
+    assert page.count("### With the paper's own recipe") == len(SCRIPTS)
     for name, report in reports.items():
-        value = report["tables"][""][ROWS[name][0]]
+        value = report["tables"][""][rows(name, "default")[0]]
         first = next(cell for cell in value.values() if not isinstance(cell, str))
         if name != "adversarial":
             assert "Less" in page.split(f"## {titles[name]}")[1].split("## ")[0]
@@ -311,11 +329,14 @@ def test_a_network_without_a_linear_layer_cannot_be_trained_anew(network, somewh
         retrain_last_layer(convolution, read_photographs(somewhere, TRAIN))
 
 
-def test_the_page_takes_sections_of_one_recipe_alone(somewhere, reports, tmp_path):
+@pytest.mark.usefixtures("reports", "reports_of_paper")
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_the_page_takes_sections_of_one_recipe_alone(somewhere, tmp_path, recipe):
     for experiment in paper_page.EXPERIMENTS:
-        report = json.loads((somewhere / experiment.json.name).read_text())
-        if experiment.name == SCRIPTS[-1]:
-            report["recipe"]["target_steps"] += 1
-        (tmp_path / experiment.json.name).write_text(json.dumps(report))
-    with pytest.raises(UsageError, match="is of another default recipe"):
+        for one in ("default", "paper"):
+            report = json.loads((somewhere / experiment.file_name(one)).read_text())
+            if (experiment.name, one) == (SCRIPTS[-1], recipe):
+                report["recipe"]["target_steps"] += 1
+            (tmp_path / experiment.file_name(one)).write_text(json.dumps(report))
+    with pytest.raises(UsageError, match=f"is of another {recipe} recipe"):
         paper_page.main([str(tmp_path / "page.md"), "--results", str(tmp_path)])
