@@ -150,7 +150,10 @@ def _draw(axes: Axes, panel: _Panel, history: History) -> None:
     for (label, values), color in zip(panel.curves.items(), _colors(len(panel.curves)), strict=True):
         if panel.by_sample and values.shape[1] > 1:
             tint = tuple(1 - _TINT * (1 - part) for part in to_rgb(color))
-            axes.plot(places, values, color=tint, linewidth=0.7, linestyle="-", marker=dots, markersize=2)
+            # All in one line with gaps, which takes a fraction of the time.
+            gap = np.full((1, values.shape[1]), np.nan)
+            x, y = np.tile([*places, np.nan], values.shape[1]), np.vstack([values, gap]).T.ravel()
+            axes.plot(x, y, color=tint, linewidth=0.7, linestyle="-", marker=dots, markersize=2)
         mean = _mean(values)
         axes.plot(places, mean, color=_PAPER, linewidth=3.5, linestyle="-", marker="None", zorder=4)  # an outline
         (bold,) = axes.plot(places, mean, color=color, linewidth=2, linestyle="-", marker=dots, markersize=7, zorder=4)

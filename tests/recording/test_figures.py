@@ -92,9 +92,11 @@ def test_thin_lines_are_samples_and_the_bold_one_is_their_mean(drawn):
     pixels, axes = drawn(of)
     assert len(axes) == 7
     assert len(pixels) == pytest.approx(7 * 230, rel=0.1)
-    thin, (bold,) = lines(axes[DRIFT], 0.7), lines(axes[DRIFT], 2)
-    for sample, line in enumerate(thin):
-        np.testing.assert_allclose(line.get_ydata(), of.curve("drift")[:, sample], rtol=1e-6)
+    (thin,), (bold,) = lines(axes[DRIFT], 0.7), lines(axes[DRIFT], 2)
+    every, places = thin.get_ydata().reshape(3, 20 + 1), thin.get_xdata().reshape(3, 20 + 1)
+    np.testing.assert_allclose(every[:, :20], of.curve("drift").T, rtol=1e-6)
+    assert np.isnan(every[:, 20]).all(), "there is a gap between one sample's line and the next one's"
+    np.testing.assert_array_equal(places[:, :20], np.tile(bold.get_xdata(), (3, 1)))
     np.testing.assert_allclose(bold.get_ydata()[1:], of.curve("drift")[1:].mean(1), rtol=1e-5)
     assert np.isnan(bold.get_ydata()[0]), "before the second run there is nothing to compare with"
     kept, removed = lines(axes["score of what is kept, and of what is removed"], 2)

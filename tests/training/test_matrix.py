@@ -65,6 +65,7 @@ class Setting:
         before: gives the callbacks that come before ours in the list.
         after: gives those after it.
         ours: arguments of GFICallback.
+        each_epoch: whether a second callback explains after every epoch, beside the one that does so after every step.
         explains: whether anything is explained in it.
         effect: whether the setting had its effect, which otherwise nothing would tell; None: nothing to see.
     """
@@ -77,10 +78,11 @@ class Setting:
     ours: dict[str, Any] = field(default_factory=dict)
     effect: Callable[[L.Trainer], bool] | None = None
     explains: bool = True
+    each_epoch: bool = True
 
 
-def watching(**options):
-    schedules = {"every_n_steps": 1}, {"every_n_epochs": 1}
+def watching(each_epoch=True, **options):
+    schedules = [{"every_n_steps": 1}, *[{"every_n_epochs": 1}] * each_epoch]
     return [quick_callback(**schedule, num_samples=2, **options) for schedule in schedules]
 
 
@@ -92,9 +94,10 @@ def compare(setting, folder, module=None):
         trainers.append(make_trainer(folder, *setting.before(), *callbacks, *setting.after(), **options))
         return trainers[-1]
 
+    make_callbacks = partial(watching, setting.each_epoch, **setting.ours)
     expected = nullcontext() if setting.explains else pytest.raises(AssertionError, match="Nothing was explained")
     with expected:
-        assert_harmless(make, module or setting.module, setting.data, make_callbacks=lambda: watching(**setting.ours))
+        assert_harmless(make, module or setting.module, setting.data, make_callbacks=make_callbacks)
     assert setting.effect is None or all(map(setting.effect, trainers))
 
 
@@ -230,7 +233,9 @@ SETTINGS = {
     "lazy layers, first called in training": Setting(NO_FIRST_LOOK, Lazy),
     "InstanceNorm with running statistics": Setting(module=InstanceNormed),
     **{
-        f"forward changes: {kind}": Setting(NO_FIRST_LOOK if "first" in kind else {}, partial(Remembering, kind))
+        f"forward changes: {kind}": Setting(
+            NO_FIRST_LOOK if "first" in kind else {}, partial(Remembering, kind), each_epoch=False
+        )
         for kind in (
             *("buffer in place", "buffer replaced", "buffer resized", "buffer set for the first time"),
             *("counter", "list", "tensor in place", "tensor replaced", "attribute set for the first time"),
@@ -240,7 +245,7 @@ SETTINGS = {
         )
     },
     **{
-        f"user's {kind} hook": Setting(module=partial(Hooked, kind))
+        f"user's {kind} hook": Setting(module=partial(Hooked, kind), each_epoch=False)
         for kind in ("forward", "forward without gradient", "forward pre", "full backward", "parameter", "accumulated")
     },
 }
