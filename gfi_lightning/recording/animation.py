@@ -8,10 +8,11 @@ from PIL import Image, ImageDraw
 
 from gfi_lightning.errors import check_count
 from gfi_lightning.recording.encoding import EncodedPicture
-from gfi_lightning.recording.frames import NOTHING, checked_samples, is_there, resized, small_image, some_runs, verdicts
+from gfi_lightning.recording.frames import NOTHING, checked_samples, is_there, small_image, some_runs, verdicts
 from gfi_lightning.recording.gif import Indices, gif, greys, heats, letters
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, font
+from gfi_lightning.recording.pictures import resized
 
 _WIDTH, _NARROWEST = 380, 160  # px: of an animation, about as wide as TensorBoard's cards
 _SMALLEST, _LARGEST = 40, 256  # px: of the longer side of its maps

@@ -19,7 +19,6 @@ from gfi_lightning.recording.frames import (
     frame_of,
     is_there,
     label_of,
-    overlays,
     small_image,
     some_runs,
     spread,
@@ -27,7 +26,7 @@ from gfi_lightning.recording.frames import (
 )
 from gfi_lightning.recording.history import History
 from gfi_lightning.recording.lettering import FAINT, INK, LINE, PAPER, fitted, font
-from gfi_lightning.recording.pictures import Panel, Pixels, compose
+from gfi_lightning.recording.pictures import Panel, Pixels, compose, overlays
 from gfi_lightning.recording.record import class_name
 
 __all__ = ["Film", "animation", "film_strip", "sample_strip", "spread"]

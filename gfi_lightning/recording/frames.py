@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from gfi_lightning.errors import UsageError, is_whole
 from gfi_lightning.recording.history import History
-from gfi_lightning.recording.pictures import Pixels, overlay
+from gfi_lightning.recording.pictures import Pixels, overlaid
 from gfi_lightning.recording.record import class_name
 
 NOTHING = (225, 225, 225)  # where there is no map
@@ -67,23 +65,7 @@ def frame_of(grey: Pixels, heatmap: NDArray[np.float32]) -> Image.Image:
     height, width = grey.shape
     if not is_there(heatmap):
         return Image.new("RGB", (width, height), NOTHING)
-    heat = resized(heatmap, (width, height))
-    return Image.fromarray(overlays()[grey, np.minimum(heat * 256, 255).astype(np.uint8)])
-
-
-def resized(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map (h, w) at a size in px, (width, height), in [0, 1]."""
-    return np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-
-
-@cache
-def overlays() -> Pixels:
-    """The overlay of each grey (256) with each of the colour map's colours (256), (256, 256, 3).
-
-    To look them up takes a quarter of the time.
-    """
-    grey = (torch.arange(256) / 255)[None, :, None].expand(3, -1, 256)
-    return np.asarray(overlay(grey, ((torch.arange(256) + 0.5) / 256).expand(256, -1), longer_side=256))
+    return overlaid(Image.fromarray(grey), heatmap)
 
 
 def is_there(heatmap: NDArray[np.float32]) -> bool:

@@ -23,10 +23,12 @@ def sample(size=(3, 16, 16), label=0, predicted=1, targets=2):
     return SampleRecord(torch.rand(size), label, predicted, 0.75, torch.rand(size[1:]), maps)
 
 
-@pytest.mark.parametrize("size", [(3, 16, 16), (1, 28, 28), (4, 32, 32), (2, 20, 30), (3, 224, 224), (3, 600, 900)])
+@pytest.mark.parametrize(
+    "size", [(3, 16, 16), (1, 28, 28), (4, 32, 32), (2, 20, 30), (3, 190, 9), (3, 224, 224), (3, 600, 900)]
+)
 def test_sizes_that_can_be_read(size):
     picture = enlarged(torch.rand(size))
-    assert 256 <= max(picture.size) <= 512
+    assert 192 <= max(picture.size) < 384
     assert picture.width / picture.height == pytest.approx(size[2] / size[1], rel=0.01)
     pixels = draw_sample(sample(size), 0, 0)
     assert pixels.dtype == np.uint8
@@ -36,6 +38,18 @@ def test_sizes_that_can_be_read(size):
 
 def test_a_small_image_is_enlarged_by_a_whole_factor():
     assert enlarged(torch.rand(3, 48, 32)).size == (192, 288)
+
+
+@pytest.mark.parametrize("side", [192, 224, 256, 299, 341])
+def test_an_image_of_about_the_size_of_a_panel_stays_as_it_is(side):
+    image = torch.rand(3, side, 100)
+    assert np.array_equal(np.asarray(enlarged(image)), rgb(image))
+    assert np.array_equal(np.asarray(enlarged(image[:, :, :50], side)), rgb(image[:, :, :50]))
+
+
+def test_a_large_image_is_shrunk_to_four_thirds():
+    assert enlarged(torch.rand(3, 480, 960)).size == (341, 171)
+    assert enlarged(torch.rand(3, 224, 224), 144).size == (192, 192)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
@@ -51,6 +65,16 @@ def test_the_overlay_is_the_colour_map_over_grey(value):
     pixels = np.asarray(overlay(torch.full((3, 8, 8), 0.5), torch.full((8, 8), value)), dtype=float)
     expected = 0.4 * 128 + 0.6 * 255 * np.array(matplotlib.colormaps[COLOR_MAP](value)[:3])
     np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1)
+
+
+def test_the_overlay_of_every_grey_and_every_value():
+    """By Matplotlib's own colours, of floating point numbers."""
+    grey, heat = torch.rand(2, 256, 256)
+    grey[0, :2], heat[0, :2] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    pixels = np.asarray(overlay(grey[None], heat))
+    shown = (grey * 255).round().numpy()[..., None]
+    expected = 0.4 * shown + 0.6 * 255 * matplotlib.colormaps[COLOR_MAP](heat.numpy())[..., :3]
+    np.testing.assert_allclose(pixels, expected, atol=0.5001)
 
 
 def test_the_overlay_lies_where_the_map_lies():
