@@ -148,13 +148,13 @@ def sample_panels(
         title: of the image.
         longer_side: of each, px; see :func:`enlarged`.
     """
-    image = Panel(enlarged(sample.image, longer_side), title, _label_and_prediction(sample, class_names))
-    panels = [image]
+    image = enlarged(sample.image, longer_side)
+    panels = [Panel(image, title, _label_and_prediction(sample, class_names))]
     if sample.foreground.numel():
-        picture = overlay(sample.image, sample.foreground, longer_side)
+        picture = overlaid(image, sample.foreground.numpy())
         panels.append(Panel(picture, "stage 1: any class", ["what the features preserve"]))
     for target in sample.targets:
-        picture = overlay(sample.image, target.heatmap, longer_side)
+        picture = overlaid(image, target.heatmap.numpy())
         if sample.method:
             title, rest = _by_method(sample.method, class_name(target.target, class_names), picture.width)
         else:
@@ -183,9 +183,10 @@ def draw_depths(sample: SampleRecord, width: int) -> Pixels:
 
 def depth_panels(sample: SampleRecord, width: int, what: str = "") -> list[Panel]:
     """What each depth still sees, each as wide as said, px; and what it is called, in front of its layer's name."""
+    image = enlarged(sample.image)
     return [
         Panel(
-            _of_width(overlay(sample.image, depth.heatmap), width),
+            _of_width(overlaid(image, depth.heatmap.numpy()), width),
             what + fitted(depth.layer, width, bold=True, keep_end=True),
             [" × ".join(map(str, depth.grid))],
         )
@@ -212,14 +213,7 @@ def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> P
     Returns:
         Pixels (height, width, 3), uint8.
     """
-    columns = [
-        [
-            Panel(enlarged(sample.image, _SMALL_PANEL), f"sample {number}", _label_and_prediction(sample, class_names)),
-            *_small_foreground(sample),
-            *(_small_target(target, sample, class_names) for target in sample.targets),
-        ]
-        for number, sample in enumerate(record.samples)
-    ]
+    columns = [_small_panels(sample, number, class_names) for number, sample in enumerate(record.samples)]
     rows: list[list[Panel | None]] = []
     for start in range(0, len(columns), _OVERVIEW_COLUMNS):
         rows += map(list, zip_longest(*columns[start : start + _OVERVIEW_COLUMNS]))
@@ -227,18 +221,19 @@ def draw_overview(record: Record, class_names: Sequence[str] | None = None) -> P
     return compose(rows, "  ·  ".join(filter(None, header)))
 
 
-def _small_foreground(sample: SampleRecord) -> list[Panel]:
-    if not sample.foreground.numel():
-        return []
-    return [Panel(overlay(sample.image, sample.foreground, _SMALL_PANEL), "any class")]
+def _small_panels(sample: SampleRecord, number: int, class_names: Sequence[str] | None) -> list[Panel]:
+    image = enlarged(sample.image, _SMALL_PANEL)
+    panels = [Panel(image, f"sample {number}", _label_and_prediction(sample, class_names))]
+    if sample.foreground.numel():
+        panels.append(Panel(overlaid(image, sample.foreground.numpy()), "any class"))
+    return panels + [_small_target(target, image, class_names) for target in sample.targets]
 
 
-def _small_target(target: TargetRecord, sample: SampleRecord, class_names: Sequence[str] | None) -> Panel:
-    picture = overlay(sample.image, target.heatmap, _SMALL_PANEL)
-    title, rest = _question(target, class_names, "", picture.width)
-    if target.degenerate:
-        return Panel(picture, title, [*rest, "no evidence found"])
-    return Panel(picture, title, [*rest, f"kept {target.preserved:.2f}", f"removed {target.removed:.2f}"])
+def _small_target(target: TargetRecord, image: Image.Image, class_names: Sequence[str] | None) -> Panel:
+    title, rest = _question(target, class_names, "", image.width)
+    found = [f"kept {target.preserved:.2f}", f"removed {target.removed:.2f}"]
+    lines = [*rest, *(["no evidence found"] if target.degenerate else found)]
+    return Panel(overlaid(image, target.heatmap.numpy()), title, lines)
 
 
 def _question(
