@@ -46,10 +46,9 @@ one. The localisation error is the share of images for which the tightest box ar
 map > α · mean has an IoU of at most 0.5 with every box of the class; α is tuned for each layer on other images, from
 0, 0.5, …, 10.
 
-What differs: the paper has VGG-19, ImageNet's validation set, and its own recipe. Here it is MobileNetV2 on images with
-objects of one VOC class, which may be several, for the class that it predicts, where that is right. The layers are no
-counterparts of the paper's; both are listed from shallow to deep. The paper has no mask of two layers, nor has its
-recipe here.
+What differs: the paper has VGG-19 and ImageNet's validation set. Here it is MobileNetV2 on images with objects of one
+VOC class, which may be several, for the class that it predicts, where that is right. The layers are no counterparts of
+the paper's; both are listed from shallow to deep. The paper has no mask of two layers, nor has its recipe here.
 """,
 )
 

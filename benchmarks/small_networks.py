@@ -1,6 +1,6 @@
 """Train two small networks from scratch, and make their images a folder in VOC's form, for quality.py.
 
-    python benchmarks/small_networks.py --data ../shared/data/tiny10 --out FOLDER
+    python benchmarks/small_networks.py --data IMAGES --out FOLDER
     GFI_SMALL_NETWORKS=FOLDER python benchmarks/quality.py --network bench.small:resnet \
         --data FOLDER --ids FOLDER/eval.txt --tune FOLDER/train.txt
 

@@ -131,34 +131,26 @@ def on_object(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def over_batches(
-    parts: Iterable[Any], measure: Callable[[Any], Mapping[str, Mapping[str, Tensor]]], size: Callable[[Any], int] = len
-) -> Values:
+def over_batches(parts: Iterable[Any], measure: Callable[[Any], Mapping[str, Mapping[str, Tensor]]]) -> Values:
     """What is measured of each batch, row by row and column by column, as one array over all images.
 
     Args:
         parts: the batches.
-        measure: from a batch to its values, one for each image; a row may be left out of a batch.
-        size: how many images a batch holds.
+        measure: from a batch to its values, one for each image; the same rows and columns each time.
     """
-    start, measured, sizes = time.perf_counter(), [], []
+    start, measured, count = time.perf_counter(), [], 0
     for part in parts:
         measured.append(measure(part))
-        sizes.append(size(part))
-        say(f"{sum(sizes)} images, {time.perf_counter() - start:.0f} s")
-    rows = {row: cells for found in measured for row, cells in found.items()}
+        count += len(part)
+        say(f"{count} images, {time.perf_counter() - start:.0f} s")
     return {
-        row: {column: _joined([found.get(row, {}).get(column) for found in measured], sizes) for column in cells}
-        for row, cells in rows.items()
+        row: {column: _joined([found[row][column] for found in measured]) for column in cells}
+        for row, cells in measured[0].items()
     }
 
 
-def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> np.ndarray:
-    numbers = [
-        np.full(size, np.nan) if part is None else part.detach().double().cpu().numpy()
-        for part, size in zip(parts, sizes, strict=True)
-    ]
-    return np.concatenate(numbers)
+def _joined(parts: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([part.detach().double().cpu() for part in parts]).numpy()
 
 
 def estimates(values: Values) -> dict[str, dict[str, Cell]]:

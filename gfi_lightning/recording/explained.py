@@ -18,7 +18,7 @@ from gfi_lightning.recording.pictures import ROOM_FOR_WORDS, Panel, Pixels, comp
 from gfi_lightning.recording.record import DepthRecord, SampleRecord, target_records
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
-_PANEL = 200  # px of a panel's longer side, at least
+_PANEL = 200  # px of a panel's longer side, about
 _TARGETS_IN_A_ROW = 4
 _DPI = 100
 _QUALITY = 92  # of JPEG, in percent

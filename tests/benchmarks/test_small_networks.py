@@ -1,4 +1,4 @@
-"""Small networks, trained from scratch on a folder that nobody has seen, and what quality.py makes of them."""
+"""Small networks, trained from scratch on a folder that nobody has seen."""
 
 import json
 

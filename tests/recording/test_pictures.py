@@ -69,8 +69,7 @@ def test_the_overlay_is_the_colour_map_over_grey(value):
 
 def test_the_overlay_of_every_grey_and_every_value():
     """By Matplotlib's own colours, of floating point numbers."""
-    grey, heat = torch.rand(2, 256, 256)
-    grey[0, :2], heat[0, :2] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    grey, heat = torch.meshgrid(torch.arange(256) / 255, torch.arange(256) / 255, indexing="ij")
     pixels = np.asarray(overlay(grey[None], heat))
     shown = (grey * 255).round().numpy()[..., None]
     expected = 0.4 * shown + 0.6 * 255 * matplotlib.colormaps[COLOR_MAP](heat.numpy())[..., :3]
