@@ -28,10 +28,7 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            *_convolution(inputs, outputs, stride), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        )
-        self.body.append(nn.BatchNorm2d(outputs))
+        self.body = nn.Sequential(*_convolution(inputs, outputs, stride), *_convolution(outputs, outputs)[:-1])
         same = inputs == outputs and stride == 1
         projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.shortcut = nn.Identity() if same else projection

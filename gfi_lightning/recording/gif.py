@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from gfi_lightning.recording.encoding import EncodedPicture
 from gfi_lightning.recording.lettering import INK, PAPER
-from gfi_lightning.recording.pictures import Pixels, overlay
+from gfi_lightning.recording.pictures import Pixels, overlays
 
 Indices = NDArray[np.uint8]  # (height, width), of colours
 
@@ -77,8 +76,7 @@ def _pattern(shape: tuple[int, int]) -> NDArray[np.float64]:
 
 @cache
 def _palette() -> bytes:
-    grey = torch.linspace(0, 1, _GREYS)[None, :, None].expand(3, -1, _HEATS)
-    heat = torch.linspace(0, 1, _HEATS).expand(_GREYS, -1)
-    overlays = np.asarray(overlay(grey, heat, longer_side=_HEATS))
-    shades = np.linspace(PAPER, INK, _SHADES).round().astype(np.uint8)
-    return overlays.tobytes() + shades.tobytes()
+    grey, heat = np.linspace(0, 255, _GREYS).round().astype(int), np.linspace(0, 256, _HEATS).astype(int).clip(max=255)
+    mixed: Pixels = overlays()[grey[:, None], heat]
+    shades: Pixels = np.linspace(PAPER, INK, _SHADES).round().astype(np.uint8)
+    return mixed.tobytes() + shades.tobytes()
