@@ -30,8 +30,8 @@ class Optimizer(Protocol):
 
     def __getitem__(self: T, rows: Tensor | slice) -> T: ...
 
-    def step(self: T, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple[T, Tensor]:
-        """The state and ω ≥ 0 after one step."""
+    def step(self: T, weights: Tensor, gradient: Tensor, learning_rate: float, pace: Tensor) -> tuple[T, Tensor]:
+        """The state and ω ≥ 0 after one step; pace multiplies the learning rate of each row, (N, 1)."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Adam:
     def __getitem__(self, rows: Tensor | slice) -> "Adam":
         return replace(self, first=self.first[rows], second=self.second[rows])
 
-    def step(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple["Adam", Tensor]:
+    def step(self, weights: Tensor, gradient: Tensor, learning_rate: float, pace: Tensor) -> tuple["Adam", Tensor]:
         """The state and ω after one step."""
         # The order of operations is torch's own, so that both round alike.
         steps = self.steps + 1
         first = self.first.lerp(gradient, 1 - _BETA1)
         second = (self.second * _BETA2).addcmul(gradient, gradient, value=1 - _BETA2)
         deviation = second.sqrt() / math.sqrt(1 - _BETA2**steps) + _EPSILON
-        moved = weights.addcdiv(first, deviation, value=-learning_rate / (1 - _BETA1**steps))
+        moved = weights.addcdiv(first * pace, deviation, value=-learning_rate / (1 - _BETA1**steps))
         return Adam(first, second, steps), moved.clamp(min=0)
 
 
@@ -92,11 +92,13 @@ class Multiplicative:
     def __getitem__(self, rows: Tensor | slice) -> "Multiplicative":
         return replace(self, velocity=self.velocity[rows])
 
-    def step(self, weights: Tensor, gradient: Tensor, learning_rate: float) -> tuple["Multiplicative", Tensor]:
+    def step(
+        self, weights: Tensor, gradient: Tensor, learning_rate: float, pace: Tensor
+    ) -> tuple["Multiplicative", Tensor]:
         """The state and ω after one step."""
         largest = torch.linalg.vector_norm(gradient, torch.inf, dim=1, keepdim=True)
         velocity = _MOMENTUM * self.velocity + divided(gradient, largest)
-        moved = weights * torch.exp(-learning_rate * velocity)
+        moved = weights * torch.exp(-learning_rate * pace * velocity)
         return Multiplicative(velocity, self.steps + 1), unit_norm(moved)
 
 

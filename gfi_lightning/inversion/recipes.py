@@ -51,8 +51,8 @@ def cosine(step: int, steps: int) -> float:
 
 
 _SMALLEST = {"resolutions": 1, "inversion_steps": 0, "target_steps": 0, "evidence_passes": 0}
-_POSITIVE = ("initial_weight", "learning_rate", "coarsest_power")
-_NOT_NEGATIVE = ("evidence_noise", "evidence_against", "tolerance")
+_POSITIVE = ("initial_weight", "learning_rate", "largest_learning_rate", "coarsest_power")
+_NOT_NEGATIVE = ("evidence_noise", "evidence_against", "reference_signal_to_noise", "tolerance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,14 @@ class Recipe:
         optimizer: of ω, :class:`~gfi_lightning.inversion.optimizer.Adam` or
             :class:`~gfi_lightning.inversion.optimizer.Multiplicative`.
         learning_rate: of the optimiser.
+        reference_signal_to_noise: the signal-to-noise ratio r of the evidence at which stage 2 takes steps of
+            learning_rate. For an image and target of another ratio they are √(r / this) times as large, so none at all
+            where r is 0, and at most largest_learning_rate; r is that of
+            :func:`~gfi_lightning.inversion.stages.signal_to_noise` in the layer where it is lowest. All take the same
+            steps where this is 0 or the passes are without noise; with one base layer, as then r may tell of nothing
+            but the network's head; for those without evidence in some layer; and for those that start in all layers
+            from an earlier ω, so that none depends on the others of its batch.
+        largest_learning_rate: that this may lead to.
         schedule: by what the learning rate is multiplied, from the steps taken and the steps of the stage.
         one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
             otherwise it starts afresh.
@@ -123,6 +131,8 @@ class Recipe:
     coarsest_power: float = 1.0
     optimizer: OptimizerClass = Adam
     learning_rate: float = 0.01
+    reference_signal_to_noise: float = 0.0
+    largest_learning_rate: float = 1.0
     schedule: Schedule = halved_every_10
     one_optimizer: bool = False
     tolerance: float = 0.0
@@ -139,6 +149,11 @@ class Recipe:
                 f"Recipe: evidence_passes={self.evidence_passes} must be even where evidence_noise is not 0, because "
                 "noise is added in one pass and subtracted in the next. One pass without noise: evidence_passes=1, "
                 "evidence_noise=0."
+            )
+        if self.reference_signal_to_noise > 0 and self.largest_learning_rate < self.learning_rate:
+            raise UsageError(
+                f"Recipe: largest_learning_rate={self.largest_learning_rate} is below "
+                f"learning_rate={self.learning_rate}: raise the first or lower the second."
             )
 
 
@@ -177,12 +192,15 @@ DEFAULT = Recipe(
     coarsest_power=2.0,
     optimizer=Multiplicative,
     learning_rate=0.16,
+    reference_signal_to_noise=2.5,
     schedule=cosine,
 )
 """The method without what ties the other two to one network: errors and steps are relative, the objective does not
 saturate, and it is the mask's area that is kept small, not ω, which min-max makes meaningless. (Penalties on ω drive it
 to 0, and the map with it, wherever the scores hardly depend on the image, as in an untrained network.) The coarse base
-layer says which object, the finer one where it ends; docs/quality.md has the figures."""
+layer says which object, the finer one where it ends. Where a gradient changes with a little noise in the image, as it
+does in large networks, many or large steps follow the noise; where it does not, as in small ones, they follow the
+target. docs/quality.md has the figures."""
 
 RECIPES = {"default": DEFAULT, "paper": PAPER, "release": RELEASE}
 

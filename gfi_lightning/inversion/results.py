@@ -194,6 +194,7 @@ class Chunk:
         weights: ω of each base layer, (N, K).
         signs: of each feature map in the mask, (N, K), int8; the maps are multiplied by them already.
         optimizers: the optimiser's state for each.
+        pace: by what the learning rate is multiplied for each image, and its target, (N, 1).
     """
 
     images: Tensor
@@ -206,6 +207,7 @@ class Chunk:
     weights: tuple[Tensor, ...]
     signs: tuple[Tensor, ...]
     optimizers: tuple[Optimizer, ...]
+    pace: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> "Chunk":
         return Chunk(
@@ -219,6 +221,7 @@ class Chunk:
             weights=tuple(weights[rows] for weights in self.weights),
             signs=tuple(signs[rows] for signs in self.signs),
             optimizers=tuple(optimizer[rows] for optimizer in self.optimizers),
+            pace=self.pace[rows],
         )
 
 

@@ -53,7 +53,8 @@ def invert(
     rows = torch.arange(len(images), device=images.device)
     optimizers = tuple(map(recipe.optimizer.start, weights))
     signs = tuple(torch.ones_like(one, dtype=torch.int8) for one in weights)
-    chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers)
+    pace = torch.ones_like(weights[0][:, :1])
+    chunk = Chunk(images, background, maps, ranges, look.output, len(images), rows, weights, signs, optimizers, pace)
     if start is not None:
         chunk = Warm.of(chunk, recipe, start, None).or_else(chunk)
 
@@ -190,7 +191,10 @@ def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, slope: Slope, penalty: 
     gradients = torch.autograd.grad(outputs, weights, slopes)
     learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
     triples = zip(chunk.optimizers, weights, gradients, strict=True)
-    moved = [optimizer.step(one.detach(), gradient, learning_rate) for optimizer, one, gradient in triples]
+    moved = [
+        optimizer.step(one.detach(), gradient, learning_rate, chunk.pace.to(one))
+        for optimizer, one, gradient in triples
+    ]
     optimizers, moved_weights = zip(*moved, strict=True)
     return replace(chunk, weights=moved_weights, optimizers=optimizers)
 
@@ -242,9 +246,8 @@ def _with_evidence(
     network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
 ) -> Chunk:
     """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
-    gradients = _mean_gradients(network, recipe, score, chunk.images, question, most)
-    triples = zip(chunk.maps, chunk.ranges, gradients, strict=True)
-    evidence = [_evidence(maps, ranges * gradient) for maps, ranges, gradient in triples]
+    passes = _evidence_of_passes(network, recipe, score, chunk, question, most)
+    evidence = [_or_all_alike(one.mean(0)) for one in passes]
     # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
     evidence[:-1] = [one.clamp(min=0) for one in evidence[:-1]]
     evidence[-1] = torch.where(evidence[-1] < 0, recipe.evidence_against * evidence[-1], evidence[-1])
@@ -254,25 +257,58 @@ def _with_evidence(
         maps=tuple(maps * sign[:, :, None, None] for maps, sign in zip(chunk.maps, signs, strict=True)),
         signs=tuple(sign.to(torch.int8) for sign in signs),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
+        pace=_pace(recipe, passes)
+        if recipe.reference_signal_to_noise > 0 and recipe.evidence_noise > 0
+        else chunk.pace,
     )
 
 
-def _mean_gradients(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, images: Tensor, question: Question, most: int
-) -> tuple[Tensor, ...]:
-    """The gradients for several noisy copies, averaged: what holds for one image only by chance cancels out.
+def _evidence_of_passes(
+    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
+) -> list[Tensor]:
+    """The evidence in each of several noisy copies, (P, N, K) for each layer; what is chance cancels out in the mean.
 
     Few images do not fill a processor: so many copies go through the network at once as may.
     """
-    noisy = with_noise(images, recipe.evidence_passes, recipe.evidence_noise)
-    total: tuple[Tensor, ...] = ()
-    for some in _at_once(recipe.evidence_passes, len(images), most):
+    noisy = with_noise(chunk.images, recipe.evidence_passes, recipe.evidence_noise)
+    found: list[list[Tensor]] = []
+    for some in _at_once(recipe.evidence_passes, len(chunk.images), most):
         copies = some.stop - some.start
         objective = partial(_objective, recipe, score, question.repeated(copies))
         gradients = network.gradients(torch.cat(list(islice(noisy, copies))), objective)
-        summed = tuple(one.unflatten(0, (copies, -1)).sum(0) for one in gradients)
-        total = tuple(map(torch.add, total, summed)) if total else summed
-    return tuple(one / recipe.evidence_passes for one in total)
+        layers = zip(chunk.maps, chunk.ranges, gradients, strict=True)
+        found.append([_evidence(maps, ranges, one.unflatten(0, (copies, -1))) for maps, ranges, one in layers])
+    return [torch.cat(one) for one in zip(*found, strict=True)]
+
+
+def _pace(recipe: Recipe, passes: Sequence[Tensor]) -> Tensor:
+    """By what the learning rate is multiplied for each image, (N, 1), from the evidence of each layer, (P, N, K)."""
+    if len(passes) == 1:  # behind which there may be no more than pooling and a linear layer, whatever the image
+        return torch.ones_like(passes[0][0, :, :1])
+    ratio = torch.stack([signal_to_noise(one) for one in passes]).amin(0)
+    most = recipe.largest_learning_rate / recipe.learning_rate
+    pace = (ratio / recipe.reference_signal_to_noise).sqrt().clamp(max=most)
+    return torch.where(pace.isnan(), 1.0, pace)[:, None]
+
+
+def signal_to_noise(evidence: Tensor) -> Tensor:
+    """The power of what several passes have in common, over that of what differs from pass to pass.
+
+    It is (‖mean‖² − s² / P) / s², where that is positive, with s², the variance of a pass, summed over the channels.
+    Were the passes independent, the numerator would be the signal's power without bias. The noise of ours comes in
+    pairs of opposite sign, which leave less of it in the mean: so the ratio, if anything, is too low.
+
+    Args:
+        evidence: of each pass, (P, N, K), P at least 2.
+
+    Returns:
+        (N,), 0 or positive; infinite where the passes are equal, NaN where there is no evidence at all.
+    """
+    largest = evidence.abs().amax((0, 2), keepdim=True)
+    relative = evidence / largest  # whose squares do not vanish
+    noise = relative.var(0).sum(1)
+    signal = relative.mean(0).square().sum(1) - noise / len(evidence)
+    return signal.clamp(min=0) / noise
 
 
 def passes_of(recipe: Recipe, pairs: int, most: int) -> tuple[int, int]:
@@ -292,13 +328,20 @@ def _at_once(versions: int, images: int, most: int) -> list[slice]:
     return [slice(start, min(start + count, versions)) for start in range(0, versions, count)]
 
 
-def _evidence(maps: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient's mean over the positions of each map, weighed by the map: (N, K).
+def _evidence(maps: Tensor, ranges: Tensor, gradients: Tensor) -> Tensor:
+    """The mean over the positions of each map of each of P gradients, weighed by the map: (P, N, K).
 
-    Where a layer has none, in an untrained model say, every map counts as it is.
+    Args:
+        maps: (N, K, h, w), as they are in the mask.
+        ranges: what they were divided by, (N, K, 1, 1).
+        gradients: by the feature maps as the network has them, (P, N, K, h, w).
     """
     mass = maps.sum((2, 3))
-    evidence = (gradient * maps).sum((2, 3)) / torch.where(mass > 0, mass, 1.0)
+    return ranges[:, :, 0, 0] * (gradients * maps).sum((3, 4)) / torch.where(mass > 0, mass, 1.0)
+
+
+def _or_all_alike(evidence: Tensor) -> Tensor:
+    """Evidence (N, K); where a layer has none, in an untrained model say, every map counts as it is."""
     some = torch.isfinite(evidence).all(1, keepdim=True) & (evidence != 0).any(1, keepdim=True)
     return torch.where(some, evidence, 1.0)
 

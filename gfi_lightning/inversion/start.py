@@ -111,6 +111,8 @@ class Warm:
             maps=pick(warm.maps, cold.maps),
             signs=pick(warm.signs, cold.signs),
             weights=pick(warm.weights, cold.weights),
+            # Of one that is known in all layers the pace may be unknown, by whether others of its batch are known.
+            pace=torch.where(torch.stack(self.known, 1).all(1, keepdim=True), warm.pace, cold.pace),
         )
 
 

@@ -88,7 +88,8 @@ class ForeignExplainer(GuidedFeatureInversion):
         with torch.no_grad():
             output = self._network.precision.tried(lambda: self._network.output(images))
         rows = torch.arange(len(images), device=images.device)
-        return Chunk(images, background, (), (), output, len(images), rows, (), (), ()), Depths()
+        pace = images.new_ones(len(images), 1)
+        return Chunk(images, background, (), (), output, len(images), rows, (), (), (), pace), Depths()
 
     @override
     def _foreground(self, chunk: Chunk) -> Tensor:

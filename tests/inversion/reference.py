@@ -4,6 +4,7 @@ Written straight from the method's two tables of constants, with ordinary hooks,
 image at a time; it shares no code with the package.
 """
 
+import itertools
 import math
 
 import torch
@@ -132,6 +133,14 @@ def multiplicative_descent(weights, loss, steps, rate, momentum=0.8):
     return weights
 
 
+def signal_to_noise(passes):
+    """What two passes have in common, on average over all pairs, is the signal; the rest of a pass is noise."""
+    pairs = [float(one @ other) for one, other in itertools.permutations(passes, 2)]
+    signal = max(sum(pairs) / len(pairs), 0)
+    power = sum(float(one @ one) for one in passes) / len(passes)
+    return signal / (power - sum(pairs) / len(pairs))
+
+
 def explain_like_default(model, image, target, background, layers, recipe):
     """The default recipe, with the recipe's numbers, layer by layer and image by image."""
     size = image.shape[-2:]
@@ -157,9 +166,9 @@ def explain_like_default(model, image, target, background, layers, recipe):
         pattern = torch.randn(image.shape[1:], generator=drawn).to(image)
         noise += [recipe.evidence_noise * (image.max() - image.min()) * sign * pattern for sign in (1, -1)]
 
-    evidence = []
+    evidence, ratios = [], []
     for number, layer in enumerate(layers):
-        gradient = 0
+        passes = []
         for one in noise:
             found = []
             handle = dict(model.named_modules())[layer].register_forward_hook(
@@ -167,12 +176,14 @@ def explain_like_default(model, image, target, background, layers, recipe):
             )
             logits = model((image + one).requires_grad_())
             handle.remove()
-            gradient = gradient + torch.autograd.grad(log_odds(logits, target), found)[0] / len(noise)
-        per_channel = [
-            (g * size_of_one * a).sum() / a.sum() if a.sum() > 0 else torch.zeros_like(size_of_one)
-            for g, size_of_one, a in zip(gradient[0], ranges[number], maps[number], strict=True)
-        ]
-        evidence.append(torch.stack(per_channel))
+            gradient = torch.autograd.grad(log_odds(logits, target), found)[0]
+            per_channel = [
+                (g * size_of_one * a).sum() / a.sum() if a.sum() > 0 else torch.zeros_like(size_of_one)
+                for g, size_of_one, a in zip(gradient[0], ranges[number], maps[number], strict=True)
+            ]
+            passes.append(torch.stack(per_channel))
+        evidence.append(sum(passes) / len(passes))
+        ratios.append(signal_to_noise(passes))
     evidence[0] = torch.where(evidence[0] > 0, evidence[0], 0.0)
     evidence[1] = torch.where(evidence[1] > 0, evidence[1], recipe.evidence_against * evidence[1])
     maps = [a * e.sign()[:, None, None] for a, e in zip(maps, evidence, strict=True)]
@@ -184,6 +195,9 @@ def explain_like_default(model, image, target, background, layers, recipe):
         gain = log_odds(model(kept), target) - recipe.removed_weight * log_odds(model(removed), target)
         return recipe.target_area_penalty * mask.mean() - gain
 
-    weights = multiplicative_descent(weights, stage_2, recipe.target_steps, recipe.learning_rate)
+    rate = recipe.learning_rate
+    if recipe.reference_signal_to_noise > 0:
+        rate = min(rate * math.sqrt(min(ratios) / recipe.reference_signal_to_noise), recipe.largest_learning_rate)
+    weights = multiplicative_descent(weights, stage_2, recipe.target_steps, rate)
     mask = product_mask(weights, maps, size, recipe.coarsest_power)
     return mask[0, 0].detach(), torch.cat(weights), foreground[0, 0].detach()

@@ -396,6 +396,9 @@ def test_signs_and_weights_make_the_mask():
         ({"coarsest_power": 0}, r"coarsest_power=0 must be positive"),
         ({"initial_weight": 0}, r"initial_weight=0 must be positive"),
         ({"learning_rate": float("nan")}, r"learning_rate=nan must be positive"),
+        ({"reference_signal_to_noise": -1.0}, r"reference_signal_to_noise=-1.0 must be 0 or positive"),
+        ({"largest_learning_rate": 0}, r"largest_learning_rate=0 must be positive"),
+        ({"largest_learning_rate": 0.1}, r"largest_learning_rate=0.1 is below learning_rate=0.16: raise"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ START = torch.rand(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch
 def after(optimizer, weights, gradients, learning_rate=0.1):
     state = optimizer.start(weights)
     for gradient in gradients:
-        state, weights = state.step(weights, gradient, learning_rate)
+        state, weights = state.step(weights, gradient, learning_rate, torch.ones(len(weights), 1))
     assert state.steps == len(gradients)
     return weights
 
@@ -57,8 +57,18 @@ def test_rows_are_problems_of_their_own(optimizer):
     together = after(optimizer, START, GRADIENTS)
     rows = torch.tensor([2, 0])
     state, weights = optimizer.start(START), START
-    state, weights = state.step(weights, GRADIENTS[0], 0.1)
+    pace = torch.ones(3, 1)
+    state, weights = state.step(weights, GRADIENTS[0], 0.1, pace)
     state, weights = state[rows], weights[rows]
     for gradient in GRADIENTS[1:]:
-        state, weights = state.step(weights, gradient[rows], 0.1)
+        state, weights = state.step(weights, gradient[rows], 0.1, pace[rows])
     torch.testing.assert_close(weights, together[rows])
+
+
+@pytest.mark.parametrize("optimizer", [Adam, Multiplicative])
+def test_pace_multiplies_the_learning_rate_of_a_row(optimizer):
+    pace = torch.tensor([[1.0], [0.5], [0.0]])
+    _, moved = optimizer.start(START).step(START, GRADIENTS[0], 0.1, pace)
+    for row, factor in enumerate(pace):
+        _, alone = optimizer.start(START).step(START, GRADIENTS[0], 0.1 * float(factor), torch.ones(3, 1))
+        torch.testing.assert_close(moved[row], alone[row])

@@ -70,15 +70,19 @@ def test_sigmoid_raises_the_papers_penalty_to_that_of_several_labels():
     assert max(weights) > 10 * TOLERANCE, "the two penalties give the same: the test would not tell them apart"
 
 
+STEPS = [{}, {"largest_learning_rate": 0.5}, {"reference_signal_to_noise": 0.0}]  # of which the second limits some
+
+
 @pytest.mark.parametrize("seed", [1, 3])
-def test_default(seed):
-    model, images = ToyCNN(seed=seed).double(), random_images(3, seed=seed)
-    gfi = GuidedFeatureInversion(model)
+@pytest.mark.parametrize("steps", STEPS, ids=["default", "limited", "the same for all"])
+def test_default(seed, steps):
+    model, images, recipe = ToyCNN(seed=seed).double(), random_images(3, seed=seed), replace(DEFAULT, **steps)
+    gfi = GuidedFeatureInversion(model, recipe=recipe)
     explanation = gfi.explain(images)
     assert gfi.layer == ("fine", "coarse")
     behind = background_function("blur")(images)
     for number, target in enumerate(model(images).argmax(1)):
         one = slice(number, number + 1)
-        expected = explain_like_default(model, images[one], target, behind[one], ("fine", "coarse"), DEFAULT)
+        expected = explain_like_default(model, images[one], target, behind[one], ("fine", "coarse"), recipe)
         assert_agrees(explanation, number, *expected)
     assert not explanation.degenerate.any()
