@@ -30,7 +30,7 @@ from gfi_lightning.recording.film import film_strip
 from gfi_lightning.recording.pictures import Panel, compose
 
 PATCH, OPACITY = 12, 0.5  # px
-ALARM = 0.5  # of a map's energy
+ALARM = 0.6  # of a map's energy
 SHOWN = 3  # samples in the film strips: those with the most energy on the patch when the alarm is raised
 DECOY, CLEAN = "decoy", "clean"
 INK = {DECOY: "C3", CLEAN: "C0"}

@@ -1,4 +1,4 @@
-"""The shortcut is caught in the act, by the callback alone, and is not seen where there is none."""
+"""The shortcut is caught in the act, by the callback alone, and the mean tells it from a false alarm."""
 
 import re
 import runpy
@@ -43,13 +43,20 @@ def test_the_energy_on_the_patch_rises_where_its_colour_gives_away_the_class(run
         assert (energy[-1] > 0.25) == rises
 
 
-def test_the_alarm_names_it_in_the_first_epoch_and_is_silent_in_the_clean_run(run):
+ALARM = r"at step (\d+) the maps of (\d) of 8 samples .* in the region 'patch': samples? \d.* The mean is (0\.\d+)"
+
+
+def test_the_alarm_names_it_in_the_first_epoch(run):
+    """In the clean run a single sample of the young model may raise a false one, which its mean tells."""
     said, warned, _ = run
-    (alarm,) = [message for message in warned if "GFICallback" in message]
-    step = int(re.search(r"at step (\d+) the maps of \d of 8 samples .* in the region 'patch': samples? \d", alarm)[1])
+    alarms = [re.search(ALARM, message) for message in warned if "GFICallback" in message]
+    step, mean = int(alarms[0][1]), float(alarms[0][3])
     assert 0 < step <= 64  # the schedule's last step before the end of the epoch
     assert f"Alarm at step {step} of 99, in epoch 1" in said
-    assert figures(said, "alarm") == (f"step {step}", "none")
+    assert figures(said, "alarm")[0] == f"step {step}"
+    for false in alarms[1:]:
+        assert int(false[2]) == 1
+        assert float(false[3]) < min(mean, 0.15)
 
 
 def test_the_accuracy_without_the_patch_proves_it_right(run):
