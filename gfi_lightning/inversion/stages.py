@@ -257,9 +257,7 @@ def _with_evidence(
         maps=tuple(maps * sign[:, :, None, None] for maps, sign in zip(chunk.maps, signs, strict=True)),
         signs=tuple(sign.to(torch.int8) for sign in signs),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
-        pace=_pace(recipe, passes)
-        if recipe.reference_signal_to_noise > 0 and recipe.evidence_noise > 0
-        else chunk.pace,
+        pace=_pace(recipe, passes),
     )
 
 
@@ -283,7 +281,8 @@ def _evidence_of_passes(
 
 def _pace(recipe: Recipe, passes: Sequence[Tensor]) -> Tensor:
     """By what the learning rate is multiplied for each image, (N, 1), from the evidence of each layer, (P, N, K)."""
-    if len(passes) == 1:  # behind which there may be no more than pooling and a linear layer, whatever the image
+    # Behind a single layer there may be no more than pooling and a linear layer; without noise all passes agree.
+    if len(passes) == 1 or recipe.evidence_noise == 0 or recipe.reference_signal_to_noise == 0:
         return torch.ones_like(passes[0][0, :, :1])
     ratio = torch.stack([signal_to_noise(one) for one in passes]).amin(0)
     most = recipe.largest_learning_rate / recipe.learning_rate
