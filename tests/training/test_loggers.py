@@ -243,24 +243,28 @@ def test_a_training_without_a_logger_ends_as_it_would_without_us(tmp_path):
 # Weights & Biases, MLflow, Comet
 
 
-def wandb_history(path):
-    """The rows of an offline run's history, from its log, which has LevelDB's format."""
+def wandb_records(path):
+    """The records of an offline run's log, which has LevelDB's format, as far as they are written."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, position, parts, rows = path.read_bytes(), 7, [], []
+    data, position, parts, records = path.read_bytes(), 7, [], []
     while position + 7 <= len(data):
         if (left := 32768 - position % 32768) < 7:  # the end of a block
             position += left
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):  # another process is still writing it
+            break
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record.FromString(b"".join(parts))
+            records.append(Record.FromString(b"".join(parts)))
             parts = []
-            if record.WhichOneof("record_type") == "history":
-                rows.append(unflattened(record.history.item))
-    return rows
+    return records
+
+
+def kind_of(record):
+    return record.WhichOneof("record_type")
 
 
 def unflattened(items):
@@ -283,8 +287,8 @@ def test_wandb_logger(tmp_path, monkeypatch):
     version = trainer.logger.version
     run.finish()
     (log,) = folder.parent.glob("run-*.wandb")
-    wait_for(lambda: any("gfi/curves" in row for row in wandb_history(log)))  # another process writes it
-    rows = wandb_history(log)
+    wait_for(lambda: any(kind_of(one) == "exit" for one in wandb_records(log)))
+    rows = [unflattened(one.history.item) for one in wandb_records(log) if kind_of(one) == "history"]
     steps = {}
     for row in rows:
         for key in row:
