@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
+# pip leaves compiling to the first import of each module, which has to keep it: else every process compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo shortcut pictures docs performance test check lint types versions clean
 
 demo: $(INSTALLED)
