@@ -36,7 +36,7 @@ def fit(
     trainer = L.Trainer(
         max_epochs=epochs,
         logger=TensorBoardLogger(folder, name=name),
-        callbacks=[GFICallback(**explained)],
+        callbacks=[GFICallback(max_overhead=1, **explained)],  # so that figures do not hang on the machine's speed
         enable_model_summary=False,
     )
     trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=250))

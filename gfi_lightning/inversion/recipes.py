@@ -51,8 +51,13 @@ def cosine(step: int, steps: int) -> float:
 
 
 _SMALLEST = {"resolutions": 1, "inversion_steps": 0, "target_steps": 0, "evidence_passes": 0}
-_POSITIVE = ("initial_weight", "learning_rate", "largest_learning_rate", "coarsest_power")
-_NOT_NEGATIVE = ("evidence_noise", "evidence_against", "reference_signal_to_noise", "tolerance")
+_POSITIVE, _NOT_NEGATIVE, _ANY = "a positive number", "a number, at least 0", "a finite number"
+_NUMBERS = {
+    **dict.fromkeys(("initial_weight", "learning_rate", "largest_learning_rate", "coarsest_power"), _POSITIVE),
+    **dict.fromkeys(("evidence_noise", "evidence_against", "reference_signal_to_noise", "tolerance"), _NOT_NEGATIVE),
+    **dict.fromkeys(("inversion_penalty", "target_penalty", "removed_weight"), _ANY),
+    **dict.fromkeys(("inversion_area_penalty", "target_area_penalty"), _ANY),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +102,9 @@ class Recipe:
             where r is 0, and at most largest_learning_rate; r is that of
             :func:`~gfi_lightning.inversion.stages.signal_to_noise` in the layer where it is lowest. All take the same
             steps where this is 0 or the passes are without noise; with one base layer, as then r may tell of nothing
-            but the network's head; for those without evidence in some layer; and for those that start in all layers
-            from an earlier ω, so that none depends on the others of its batch.
+            but the network's head; for images of one value, which get no noise; for those without evidence in some
+            layer; and for those that start in all layers from an earlier ω, so that none depends on the others of its
+            batch.
         largest_learning_rate: that this may lead to.
         schedule: by what the learning rate is multiplied, from the steps taken and the steps of the stage.
         one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
@@ -140,10 +146,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, smallest in _SMALLEST.items():
             check_count(f"Recipe: {name}", getattr(self, name), smallest)
-        for name in _POSITIVE + _NOT_NEGATIVE:
-            value, least = getattr(self, name), "positive" if name in _POSITIVE else "0 or positive"
-            if not (math.isfinite(value) and (value > 0 or (value == 0 and name in _NOT_NEGATIVE))):
-                raise UsageError(f"Recipe: {name}={value} must be {least}.")
+        for name, wanted in _NUMBERS.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not is_number or (wanted != _ANY and value < 0) or (wanted == _POSITIVE and value == 0):
+                raise UsageError(f"Recipe: {name}={value!r} must be {wanted}.")
         if self.evidence_noise > 0 and self.evidence_passes % 2 == 1:
             raise UsageError(
                 f"Recipe: evidence_passes={self.evidence_passes} must be even where evidence_noise is not 0, because "

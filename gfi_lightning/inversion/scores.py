@@ -166,7 +166,7 @@ def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction, agai
         Shape (N,), at least float32.
 
     Raises:
-        UsageError: a callable returns another shape.
+        UsageError: a callable returns another shape, or what has no gradient where the output has one.
     """
     if callable(score):
         scores = _called(score, output, targets)
@@ -183,12 +183,20 @@ def _called(score: ScoreFunction, output: Any, targets: Tensor) -> Tensor:
             f"score= returned {describe(scores)}; expected is one number for each of the {len(targets)} "
             f"targets, a tensor of shape {tuple(targets.shape)}."
         )
+    seen = first_tensor(output)
+    if torch.is_grad_enabled() and seen is not None and seen.requires_grad and not scores.requires_grad:
+        raise UsageError(
+            f"score= returned {describe(scores)} without a gradient, from which nothing can be learned: compute it "
+            "from the model's output by what can be differentiated, without argmax, comparisons or detach()."
+        )
     return at_least_float32(scores)
 
 
 def _margin(output: Any, targets: Tensor, against: Tensor, score: str) -> Tensor:
     logits = _class_logits(output, score)
-    return (logits.gather(1, targets[:, None]) - logits.gather(1, against[:, None])).squeeze(1)
+    margin = (logits.gather(1, targets[:, None]) - logits.gather(1, against[:, None])).squeeze(1)
+    # A single logit z says all about both classes: each of z and −z is a margin already.
+    return margin / 2 if logits_of(output).shape[1] == 1 else margin
 
 
 def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction, against: Tensor | None = None) -> Tensor:

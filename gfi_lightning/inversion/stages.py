@@ -133,10 +133,7 @@ def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]
     """
     leaves = [version.detach().requires_grad_() for version in versions]
     values = objective(torch.cat(leaves))  # no leaf, as a model may work in place
-    if values.requires_grad:
-        gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
-    else:  # a score of the user's that is constant
-        gradients = tuple(map(torch.zeros_like, leaves))
+    gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
     return list(map(at_least_float32, gradients))
 
 
@@ -257,7 +254,7 @@ def _with_evidence(
         maps=tuple(maps * sign[:, :, None, None] for maps, sign in zip(chunk.maps, signs, strict=True)),
         signs=tuple(sign.to(torch.int8) for sign in signs),
         weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
-        pace=_pace(recipe, passes),
+        pace=_pace(recipe, passes, chunk.images),
     )
 
 
@@ -279,7 +276,7 @@ def _evidence_of_passes(
     return [torch.cat(one) for one in zip(*found, strict=True)]
 
 
-def _pace(recipe: Recipe, passes: Sequence[Tensor]) -> Tensor:
+def _pace(recipe: Recipe, passes: Sequence[Tensor], images: Tensor) -> Tensor:
     """By what the learning rate is multiplied for each image, (N, 1), from the evidence of each layer, (P, N, K)."""
     # Behind a single layer there may be no more than pooling and a linear layer; without noise all passes agree.
     if len(passes) == 1 or recipe.evidence_noise == 0 or recipe.reference_signal_to_noise == 0:
@@ -287,7 +284,9 @@ def _pace(recipe: Recipe, passes: Sequence[Tensor]) -> Tensor:
     ratio = torch.stack([signal_to_noise(one) for one in passes]).amin(0)
     most = recipe.largest_learning_rate / recipe.learning_rate
     pace = (ratio / recipe.reference_signal_to_noise).sqrt().clamp(max=most)
-    return torch.where(pace.isnan(), 1.0, pace)[:, None]
+    flat = images.flatten(1)
+    silent = pace.isnan() | (flat.amax(1) == flat.amin(1))  # the noise is a share of the image's range
+    return torch.where(silent, 1.0, pace)[:, None]
 
 
 def signal_to_noise(evidence: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ from gfi_lightning.metrics.drift import SETTLED, settled_at
 from gfi_lightning.recording.arrays import Array
 
 _FOLDER = "gfi"
+_EVALUATION = "-evaluation"  # ends the id of what is not from a training
 _CHECKSUM = 4  # bytes
 _OF_SAMPLES = ("images", "labels", "present", "class_names", "region_names", "regions")
 _PREAMBLE = 12  # bytes of a .npy file of version 3.0 before its header, the last four telling the header's length
@@ -89,7 +90,7 @@ class History:
         Args:
             log_dir: of the training.
             name: of the callback, where there are several; without names "2" is the second one's, and so on.
-            run_id: which training, of those in the folder, see :meth:`run_ids`; None: the one that wrote last.
+            run_id: which training or evaluation, of those in the folder; None: the last one of :meth:`run_ids`.
 
         Raises:
             FileNotFoundError: the directory holds no history, or not this one.
@@ -112,12 +113,15 @@ class History:
 
     @staticmethod
     def run_ids(log_dir: str | Path, name: str | None = None) -> list[str]:
-        """The trainings that wrote into a log directory, the one that wrote last at the end; see :meth:`load`."""
+        """What wrote into a log directory: first the evaluations, then the trainings; who wrote last at the end.
+
+        What ``trainer.validate`` or ``trainer.test`` wrote has an id that ends with "-evaluation".
+        """
         written: dict[str, int] = {}
         for path in _folder(log_dir, name).glob("run_*_*.npy"):
             one = path.stem.split("_")[1]
             written[one] = max(written.get(one, 0), path.stat().st_mtime_ns)
-        return sorted(written, key=lambda one: (written[one], one))
+        return sorted(written, key=lambda one: (not one.endswith(_EVALUATION), written[one], one))
 
     def add(self, run: Array) -> None:
         """Append a run, without those that it does not come after: a resumed training runs through them again."""
@@ -382,6 +386,11 @@ def _runs_of(folder: Path, run_id: str) -> list[Path]:
 def _read_runs(folder: Path, run_id: str) -> list[Array]:
     runs = [_read(path, load_run) for path in _runs_of(folder, run_id)]
     return [run for run in runs if run is not None]
+
+
+def evaluation_id() -> str:
+    """For an evaluation, which is no training that a history is first of all asked for."""
+    return _new_id() + _EVALUATION
 
 
 def _new_id() -> str:

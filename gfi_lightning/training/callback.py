@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gfi_lightning.inversion.layers import as_layers, module_name
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import check_score
 from gfi_lightning.recording.encoding import Pictures, encoded
-from gfi_lightning.recording.history import History
+from gfi_lightning.recording.history import History, evaluation_id
 from gfi_lightning.recording.images import normalization
 from gfi_lightning.recording.loggers import is_tensorboard, picture_outlets, unknown_loggers
 from gfi_lightning.recording.pictures import caption_of_sample, draw_sample
@@ -66,7 +67,8 @@ class GFICallback(L.Callback):
     few fixed validation images by guided feature inversion and logs, under tags that start with ``gfi/``, a
     picture per sample, an overview of all, and the curves ``gfi/preserved``, ``gfi/removed`` (the target's
     score on what is kept and on what is removed) and ``gfi/drift`` (1 − rank correlation with the maps of the
-    run before), means over the samples. It also runs once under ``trainer.validate`` and ``trainer.test``.
+    run before), means over the samples. It also runs once under ``trainer.validate`` and ``trainer.test``, which
+    is a history of its own, without films; after a fit in the same Trainer on the fit's samples, else on the loader's.
     Steps are those of Lightning's own logged metrics: batches after which an optimiser stepped, counted from 0.
 
     Training is left exactly as it would be without: weights, modes, gradients, buffers, random numbers, checkpoints.
@@ -629,12 +631,26 @@ class GFICallback(L.Callback):
         return {f"{self._prefix}/{name}" for name in self.prog_bar}
 
     def _run_in_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Explain once; what a training keeps, its history, drift and state in checkpoints, is not touched by it."""
         with self._faults.guarded():
-            if self._open_session(trainer) is not None:
-                self._last_step = None  # asked for outside a fit, it runs at any step
+            apart = self._apart(trainer)
+            if apart._open_session(trainer) is not None:
                 step = internals.batches_that_stepped(trainer)
-                scalars = self._run(trainer, pl_module, step, None)
+                scalars = apart._run(trainer, pl_module, step, None)
                 internals.set_metrics(trainer, scalars, self._in_progress_bar())
+
+    def _apart(self, trainer: L.Trainer) -> "GFICallback":
+        """One for the samples of a fit that went before in this Trainer, or of a checkpoint, and else its own."""
+        apart = copy(self)
+        apart._forget()
+        apart._faults = self._faults
+        if self._session is not None:
+            apart._session, apart._log_dir, apart._draws = self._session.apart(), self._log_dir, self._draws
+        # A checkpoint's samples are from the validation set.
+        names = ("layer",) if trainer.state.fn == "test" else _OF_SAMPLES
+        apart._restored = {name: self._restored[name] for name in names if name in self._restored}
+        apart._restored["run_id"] = evaluation_id()
+        return apart
 
 
 def _loader(trainer: L.Trainer, dataloader_idx: int) -> Any:

@@ -16,7 +16,7 @@ Regions = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
 Parts = dict[str, list[Any]]  # by name, for each sample its boxes or its mask, or None
 
 _CORNERS = 4  # numbers of a box
-_MASKS = ({0}, {1}, {0, 1}, {0, 255})  # values: True and False, also as numbers and as pixels
+_MASKS = ({0}, {1}, {0, 1}, {255}, {0, 255})  # values: True and False, also as numbers and as pixels
 _LISTED = 16  # samples that a warning names
 _FORMS = (
     "expected is for each sample a box (4,) or boxes (B, 4) of x0, y0, x1, y1 in pixels of the image as the model sees "

@@ -65,6 +65,10 @@ class Warn(Protocol):
         """Say it, once per cause; None: once per message."""
 
 
+Inform = Callable[[str], None]
+"""How the user is told, once, what is no fault."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one rank saw.
@@ -101,7 +105,7 @@ class Session:
         loader: Any,
         restored: dict[str, Any],
         warn: Warn,
-        inform: Callable[[str], None],
+        inform: Inform,
         ranks: Ranks,
     ) -> None:
         dataset = getattr(loader, "dataset", None)
@@ -109,7 +113,7 @@ class Session:
         self._warn = warn
         self._inform = inform
         self.ranks = ranks
-        self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn))
+        self._samples = ranks.from_first(lambda: _read(settings, loader, restored, warn, inform))
         self._normalization: tuple[Any, ...] | None = settings.normalization
         # Of these the images will tell whether they can be meant; sought now, as the loader is not kept.
         self._candidates = [] if self._normalization is not None else list(normalizations(loader, []))
@@ -135,6 +139,13 @@ class Session:
     def regions(self) -> list[str]:
         """The names of what is known to lie somewhere."""
         return list(self._samples.parts)
+
+    def apart(self) -> "Session":
+        """The same samples for an evaluation, which leaves no trace in the curves and maps of the training."""
+        other = copy.copy(self)
+        other._tracker = CurveTracker({})
+        other._memory = None
+        return other
 
     def state(self) -> dict[str, Any]:
         """What a resumed session needs: tensors and plain types, which load with ``weights_only``."""
@@ -468,7 +479,7 @@ def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:
     return [any(other[chunk] for other in flags if chunk < len(other)) for chunk in range(len(flags[rank]))]
 
 
-def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn) -> Samples:
+def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn, inform: Inform) -> Samples:
     if is_batch(settings.samples):
         return Samples(settings.samples, parts=parts_of_samples(cast(Any, settings.regions) or {}, None, None))
     if loader is None:
@@ -479,6 +490,12 @@ def _read(settings: Settings, loader: Any, restored: dict[str, Any], warn: Warn)
     indices = as_indices(settings.samples)
     if indices is None:
         indices = _restored_indices(loader, restored, warn)
+        found, count = restored.get("dataset_size"), settings.num_samples
+        if indices is not None and found is not None and len(indices) != min(count, found):
+            inform(
+                f"GFICallback(num_samples={count}) goes on with the {len(indices)} samples of the checkpoint, so that "
+                "pictures can be compared with those from before. For others give samples=."
+            )
     advice = "Give samples=: indices of items that can be read, or a ready batch (images, labels)."
     # Not their tensors, which may be the whole of the data; reading does not change those.
     with preserved_state(makers_of_items(loader), tensors=False), attempt("read its samples", advice):

@@ -169,12 +169,12 @@ class Showing:
         return None if folder is None or step is None else Earlier(Path(folder), step)
 
     def _pictures(self, record: Record) -> Pictures:
-        """An overview of all samples, and the films so far."""
+        """An overview of all samples, and in a training the films so far."""
         pictures = {}
         with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
             overview = draw_overview(record, self._class_names)
             pictures[f"{self._prefix}/overview"] = encoded(overview, f"all samples at step {record.step}")
-        if self._film is not None:
+        if self._film is not None and record.epoch is not None:
             with self._faults.guarded(), attempt("draw its film strips", REST_IS_KEPT):
                 for number in range(len(record.samples)):
                     strip = encoded(self._film.strip(number), f"sample {number}, step by step", of_all_runs=True)

@@ -49,7 +49,7 @@ def test_of_a_single_logit_it_is_the_class_against_the_other():
     class BothLogits(SingleLogit):
         def forward(self, images):
             logit = super().forward(images)
-            return torch.cat([-logit, logit], 1)
+            return torch.cat([-logit, logit], 1) / 2
 
     images, targets = random_images(3), torch.tensor([0, 1, 1])
     single = GuidedFeatureInversion(SingleLogit().double(), recipe=SHORT, score="sigmoid")
@@ -58,6 +58,7 @@ def test_of_a_single_logit_it_is_the_class_against_the_other():
     for name, value in vars(both.explain(images, targets)).items():
         if name in FIELDS:
             torch.testing.assert_close(getattr(contrast, name), value, rtol=0, atol=1e-8)
+    torch.testing.assert_close(contrast.score, single.explain(images, targets).score)
     assert single.invert(images).runner_up().tolist() == (1 - single.invert(images).predicted).tolist()
 
 

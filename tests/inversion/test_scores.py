@@ -154,6 +154,16 @@ def test_a_callable_score_gets_the_models_own_output():
         GuidedFeatureInversion(model, score=lambda output, _: output["margin"][:2]).explain(images[:2], 0)
 
 
+@pytest.mark.parametrize("recipe", ["default", "release"])
+@pytest.mark.parametrize(
+    "score", [lambda output, targets: (output.argmax(1) == targets).float(), lambda output, _: output.detach()[:, 0]]
+)
+def test_a_score_without_a_gradient_is_told_of(recipe, score):
+    gfi = GuidedFeatureInversion(ToyCNN().double(), recipe=recipe, score=score)
+    with pytest.raises(UsageError, match=r"score= returned Tensor\(\d,\) .* without a gradient.*: compute it from the"):
+        gfi.explain(random_images(2), 0)
+
+
 def test_a_callable_score_without_logits_needs_targets():
     class Segmentation(ToyCNN):
         def forward(self, images):

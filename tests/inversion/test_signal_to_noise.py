@@ -12,6 +12,7 @@ from gfi_lightning.inversion.stages import _pace, signal_to_noise
 from tests.networks import ToyCNN, random_images
 
 CHANNELS = 20_000
+IMAGES = random_images(3)
 
 
 def passes(noise, count=4, seed=0):
@@ -43,12 +44,12 @@ def test_pace_is_that_of_the_layer_with_the_lowest_ratio():
     good, poor, none = passes(0.5), passes(2.0, seed=1), torch.zeros(4, 3, 5)
     expected = (signal_to_noise(poor) / DEFAULT.reference_signal_to_noise).sqrt()[:, None]
     for layers in ([good, poor], [poor, good]):
-        torch.testing.assert_close(_pace(DEFAULT, layers), expected)
+        torch.testing.assert_close(_pace(DEFAULT, layers, IMAGES), expected)
     same = good[:1].expand(4, -1, -1)
-    assert (_pace(DEFAULT, [same, same]) == DEFAULT.largest_learning_rate / DEFAULT.learning_rate).all()
-    assert (_pace(DEFAULT, [same, torch.cat([same[:2], -same[:2]])]) == 0).all()
+    assert (_pace(DEFAULT, [same, same], IMAGES) == DEFAULT.largest_learning_rate / DEFAULT.learning_rate).all()
+    assert (_pace(DEFAULT, [same, torch.cat([same[:2], -same[:2]])], IMAGES) == 0).all()
     for layers in ([good, none], [none, good], [none, none], [same]):
-        assert (_pace(DEFAULT, layers) == 1).all()
+        assert (_pace(DEFAULT, layers, IMAGES) == 1).all()
 
 
 def weights(images, **changes):
@@ -64,3 +65,10 @@ def test_each_image_has_steps_of_its_own():
     assert (weights(images, reference_signal_to_noise=1e12) - weights(images, target_steps=0)).abs().max() < 1e-4
     unmoved = {"evidence_noise": 0.0, "evidence_passes": 2}
     assert torch.equal(weights(images, **unmoved), weights(images, **unmoved, reference_signal_to_noise=0.0))
+
+
+def test_an_image_of_one_value_which_gets_no_noise_takes_the_same_steps_as_all():
+    images = random_images(3)
+    images[1] = 0.3
+    default, alike = weights(images), weights(images, reference_signal_to_noise=0.0)
+    assert [torch.equal(one, other) for one, other in zip(default, alike, strict=True)] == [False, True, False]

@@ -49,6 +49,12 @@ def test_forms(parts):
     assert torch.equal(masks, torch.stack([TOP, LEFT, torch.zeros_like(TOP)]))
 
 
+def test_a_mask_of_pixels_may_fill_the_image():
+    full = np.full(SIZE, 255, np.uint8)
+    masks = as_masks({"part": [full, 0 * full]}, 2, SIZE)["part"]
+    assert masks.flatten(1).all(1).tolist() == [True, False]
+
+
 def test_of_parts_for_the_whole_data_set_those_of_the_samples_are_taken():
     boxes = [[number, 0, number + 1, 1] for number in range(10)]
     assert parts_of_samples({"part": boxes}, [7, 2], 10) == {"part": [boxes[7], boxes[2]]}
@@ -71,7 +77,7 @@ def test_a_function_of_the_item():
         ([[1, 2, 3], None], r"\['part'\]\[0\] is Tensor\(3,\).*expected is for each sample a box"),
         ([[4, 4, 2, 8], None], r"\['part'\]\[0\]: .*x0"),
         ([None, "here"], r"\['part'\]\[1\] is str"),
-        ([None, torch.full(SIZE, 255)], r"\['part'\]\[1\] is Tensor\(16, 16\).* of 255, and no mask: give True and"),
+        ([None, torch.full(SIZE, 2)], r"\['part'\]\[1\] is Tensor\(16, 16\).* of 2, and no mask: give True and"),
         (
             [None, torch.linspace(0, 0.9, 256).reshape(SIZE)],
             r"\['part'\]\[1\] is Tensor.* of values from 0.* and no mask",

@@ -314,9 +314,11 @@ def resumable(folder, val, max_epochs, **options):
     return trainer
 
 
-def test_a_resume_goes_on_with_the_same_samples(tmp_path):
+def test_a_resume_goes_on_with_the_same_samples(tmp_path, caplog):
     first = resumable(tmp_path, Pictures(), 2)
+    assert "samples of the checkpoint" not in caplog.text
     second = resumable(tmp_path, Pictures(), 4, num_samples=8)
+    assert "GFICallback(num_samples=8) goes on with the 3 samples of the checkpoint" in caplog.text
     assert image_steps(first) == [0, 3, 7]
     assert image_steps(second) == [11, 15], "no second picture of the step that the checkpoint was written at"
     assert shown_labels(second) == shown_labels(first) == [0, 1, 3]

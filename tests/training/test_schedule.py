@@ -97,22 +97,6 @@ def test_whenever_validation_runs_or_does_not(tmp_path, options):
     assert len(image_steps(trainer)) == 3
 
 
-@pytest.mark.parametrize("function", ["validate", "test"])
-def test_under_validate_and_test(tmp_path, function):
-    trainer = make_trainer(tmp_path, quick_callback())
-    getattr(trainer, function)(ToyModule(), loaders()["val_dataloaders"], verbose=False)
-    assert image_steps(trainer) == [0]
-    assert scalar_steps(trainer, "gfi/removed") == [0]
-
-
-def test_test_after_fit_shows_the_same_samples_at_the_step_of_its_metrics(tmp_path):
-    trainer, module = make_trainer(tmp_path, quick_callback()), ToyModule()
-    trainer.fit(module, **loaders())
-    trainer.test(module, loaders(val=Pictures(30, seed=5))["val_dataloaders"], verbose=False)
-    assert image_steps(trainer) == [0, 3, 7, 8]
-    assert scalar_steps(trainer, "test_loss") == [8]
-
-
 def test_fast_dev_run_explains_and_writes_nothing(tmp_path):
     trainer = make_trainer(tmp_path, quick_callback(), fast_dev_run=True)
     trainer.fit(ToyModule(), **loaders())

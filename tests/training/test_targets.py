@@ -188,7 +188,7 @@ def test_a_single_logit(tmp_path, targets, expected, against):
     assert [history.against(sample)[-1].tolist() for sample in range(2)] == against
     with torch.no_grad():
         logits = module.eval()(TwoClasses().images[:2])[:, 0]
-    logits = torch.tensor(history.targets(0)[-1][:1] * 2 - 1) * logits[0] * (2 if targets == "contrast" else 1)
+    logits = torch.tensor(history.targets(0)[-1][:1] * 2 - 1) * logits[0]
     np.testing.assert_allclose(history.scores(0)[-1, :1], logits.sigmoid(), rtol=1e-5)
 
 

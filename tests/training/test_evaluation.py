@@ -1,0 +1,125 @@
+"""Under trainer.validate and trainer.test it explains once, and what a training has kept stays as it is."""
+
+import warnings
+
+import pytest
+import torch
+
+from gfi_lightning import History
+from tests.training.modules import (
+    WEIGHTS_ONLY,
+    Pictures,
+    ToyModule,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+    read_events,
+    scalar_steps,
+)
+
+EVALUATIONS = ("validate", "test")
+OTHERS = Pictures(30, seed=5)  # as many as no training here has
+REPEATED = {"logger": False}  # both Trainers write into the same folder
+
+
+def evaluate(trainer, function, module, data=None, **options):
+    getattr(trainer, function)(module, loaders(val=data)["val_dataloaders"], verbose=False, **options)
+
+
+def fitted(folder, **options):
+    trainer, module = make_trainer(folder, quick_callback(), default_root_dir=folder, **options), ToyModule()
+    trainer.fit(module, **loaders())
+    return trainer, module
+
+
+def checkpoint_of(trainer, folder):
+    path = folder / f"{trainer.global_step}.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def state_in(path):
+    """Of our callback, with plain lists for tensors, which can be compared."""
+    (state,) = torch.load(path, weights_only=False)["gfi_lightning"].values()
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+
+
+def histories(folder):
+    """That of the training, and of the only evaluation."""
+    one, training = (History.load(folder, run_id=run_id) for run_id in History.run_ids(folder))
+    assert one.run_id.endswith("-evaluation")
+    assert not training.run_id.endswith("-evaluation")
+    return training, one
+
+
+@pytest.mark.parametrize("function", EVALUATIONS)
+def test_alone(tmp_path, function):
+    trainer = make_trainer(tmp_path, quick_callback())
+    evaluate(trainer, function, ToyModule())
+    assert image_steps(trainer) == [0]
+    assert scalar_steps(trainer, "gfi/removed") == [0]
+    history = History.load(trainer.log_dir)
+    assert (history.steps, history.epochs) == ([0], [-1])
+
+
+@pytest.mark.parametrize("function", EVALUATIONS)
+def test_after_a_fit_on_the_same_samples_at_the_step_of_its_metrics(tmp_path, function):
+    trainer, module = fitted(tmp_path)
+    evaluate(trainer, function, module, OTHERS)
+    assert image_steps(trainer) == [0, 3, 7, 8]
+    assert 8 in scalar_steps(trainer, "val_loss" if function == "validate" else "test_loss")
+    training, one = histories(trainer.log_dir)
+    assert (one.steps, one.epochs) == ([8], [-1])
+    assert (one.images == training.images).all()
+
+
+@pytest.mark.parametrize("function", EVALUATIONS)
+def test_it_is_no_step_of_the_training(tmp_path, function):
+    """The same weights again would look as if the maps had come to rest."""
+    trainer, module = fitted(tmp_path)
+    before = History.load(trainer.log_dir)
+    state = state_in(checkpoint_of(trainer, tmp_path))
+    evaluate(trainer, function, module)
+    after = History.load(trainer.log_dir)
+    assert after.steps == before.steps == [0, 3, 7]
+    assert after.settled() == before.settled()
+    assert scalar_steps(trainer, "gfi/drift") == [3, 7]
+    for name in ("gfi/film_0", "gfi/animation", "gfi/curves"):
+        assert max(event.step for event in read_events(trainer).Images(name)) == 7
+    assert state_in(checkpoint_of(trainer, tmp_path)) == state
+
+
+@pytest.mark.parametrize("function", EVALUATIONS)
+def test_a_checkpoint_in_the_folder_of_its_training(tmp_path, function):
+    trainer, _ = fitted(tmp_path, **REPEATED)
+    path = checkpoint_of(trainer, tmp_path)
+    again = make_trainer(tmp_path, quick_callback(), default_root_dir=tmp_path, **REPEATED)
+    evaluate(again, function, ToyModule(), ckpt_path=path)
+    assert History.load(tmp_path).steps == [0, 3, 7]
+    training, one = histories(tmp_path)
+    assert one.steps == [0]
+    assert (one.images == training.images).all()
+    # The training goes on as if there had been no evaluation.
+    later = make_trainer(tmp_path, quick_callback(), max_epochs=3, default_root_dir=tmp_path, **REPEATED)
+    later.fit(ToyModule(), **loaders(), ckpt_path=path, **WEIGHTS_ONLY)
+    assert History.load(tmp_path).steps == [0, 3, 7, 11]
+
+
+def test_of_a_checkpoint_the_test_set_is_not_taken_for_the_validation_set(tmp_path):
+    trainer, _ = fitted(tmp_path, **REPEATED)
+    path = checkpoint_of(trainer, tmp_path)
+    again = make_trainer(tmp_path, quick_callback(num_samples=30), default_root_dir=tmp_path, **REPEATED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The validation set has|The images at GFICallback's sample indices")
+        evaluate(again, "test", ToyModule(), OTHERS, ckpt_path=path)
+    _, one = histories(tmp_path)
+    assert len(one.images) == 30
+
+
+def test_validating_and_then_testing_shows_each_its_own(tmp_path):
+    trainer = make_trainer(tmp_path, quick_callback(num_samples=20), default_root_dir=tmp_path, **REPEATED)
+    evaluate(trainer, "validate", ToyModule())
+    evaluate(trainer, "test", ToyModule(), Pictures(20, seed=5))
+    validated, tested = (History.load(tmp_path, run_id=run_id) for run_id in History.run_ids(tmp_path))
+    assert (validated.images != tested.images).any()
