@@ -12,6 +12,12 @@ from gfi_lightning.recording.record import Record, class_name
 
 Curves = dict[str, Tensor]  # by name the samples' values (N,), float32, NaN where a sample has none
 
+CURVES = (
+    *("preserved", "removed", "entropy", "area"),
+    *("drift", "drift_from_first", "drift_floor", "settled", "top_fifth_iou", "top_fifth_iou_from_first"),
+    *("energy", "pointing"),  # each with the name of a region
+)
+
 
 class CurveTracker:
     """Makes the curves of one run after the other; remembers the first maps and the last.

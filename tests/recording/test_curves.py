@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gfi_lightning.metrics import energy_in_region, entropy, half_area, heatmap_drift, top_fifth_iou
-from gfi_lightning.recording.curves import CurveTracker, means, means_by_class, means_by_sample
+from gfi_lightning.recording.curves import CURVES, CurveTracker, means, means_by_class, means_by_sample
 from tests.recording.test_history import SIZE, changed_maps, record
 
 
@@ -30,6 +30,15 @@ def test_each_curve_is_what_it_says():
     assert curves.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(curves[name], values.float())
+
+
+def test_there_are_no_others():
+    tracker = CurveTracker({})
+    tracker.floor = torch.tensor([0.1, 0.2])
+    masks = {"sky": torch.ones(2, *SIZE, dtype=torch.bool)}
+    for run in (record(0), record(1, seed=1)):
+        curves = tracker.curves(replace(run, regions=masks))
+    assert sorted(name.removesuffix("/sky") for name in curves) == sorted(CURVES)
 
 
 def test_what_moves_less_than_the_floor_has_settled():
