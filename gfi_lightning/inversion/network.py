@@ -1,6 +1,7 @@
 """The explained network, seen as the method sees it: feature maps, features, and an output."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, TypeVar, cast
@@ -246,7 +247,7 @@ class Network:
             output, tapped = self._tapped(images)
             while any(self._cuts_gradient(images, one) for one in (first_tensor(output), *tapped)):
                 output, tapped = self._tapped(images)
-            gradients = torch.autograd.grad(objective(output).sum(), tapped, allow_unused=True, materialize_grads=True)
+            gradients = gradients_by(tapped, objective(output))
         return tuple(at_least_float32(cast(Tensor, feature_maps(one, image_size(images)))) for one in gradients)
 
     def _tapped(self, images: Tensor) -> tuple[Any, list[Tensor]]:
@@ -338,6 +339,21 @@ class Network:
         with hooked(every.hooks()), torch.no_grad():
             self.output(images[:1])
         return UsageError(f"{argument}={str(layer)!r} {why}. Usable layers (channels × height × width):\n{every}")
+
+
+def gradients_by(inputs: Sequence[Tensor], values: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of the sum of some values by each input; zero, with a warning, where the values have none.
+
+    A score of the user's may be constant where there is nothing to be found, and in other images not.
+    """
+    if not values.requires_grad:
+        warnings.warn(
+            "score= returned what has no gradient, so the map does not follow it: compute it from the model's output "
+            "by what can be differentiated, without argmax, comparisons or detach().",
+            stacklevel=2,
+        )
+        return tuple(map(torch.zeros_like, inputs))
+    return torch.autograd.grad(values.sum(), inputs, allow_unused=True, materialize_grads=True)
 
 
 def _kind(images: Tensor) -> Kind:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,8 +56,8 @@ _POSITIVE, _NOT_NEGATIVE, _ANY = "a positive number", "a number, at least 0", "a
 _NUMBERS = {
     **dict.fromkeys(("initial_weight", "learning_rate", "largest_learning_rate", "coarsest_power"), _POSITIVE),
     **dict.fromkeys(("evidence_noise", "evidence_against", "reference_signal_to_noise", "tolerance"), _NOT_NEGATIVE),
-    **dict.fromkeys(("inversion_penalty", "target_penalty", "removed_weight"), _ANY),
-    **dict.fromkeys(("inversion_area_penalty", "target_area_penalty"), _ANY),
+    **dict.fromkeys(("inversion_penalty", "target_penalty", "multilabel_target_penalty"), _NOT_NEGATIVE),
+    **dict.fromkeys(("removed_weight", "inversion_area_penalty", "target_area_penalty"), _ANY),
 }
 
 
@@ -148,7 +149,9 @@ class Recipe:
             check_count(f"Recipe: {name}", getattr(self, name), smallest)
         for name, wanted in _NUMBERS.items():
             value = getattr(self, name)
-            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if value is None and name == "multilabel_target_penalty":
+                continue
+            is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             if not is_number or (wanted != _ANY and value < 0) or (wanted == _POSITIVE and value == 0):
                 raise UsageError(f"Recipe: {name}={value!r} must be {wanted}.")
         if self.evidence_noise > 0 and self.evidence_passes % 2 == 1:

@@ -160,13 +160,14 @@ def target_scores(output: Any, targets: Tensor, score: str | ScoreFunction, agai
         targets: shape (N,), int64.
         score: "softmax", "sigmoid" or a callable.
         against: shape (N,), int64: the score is then the target's probability if it were either of the two,
-            σ(logit of the target − logit of the other); under a callable, the difference of the two scores.
+            σ(logit of the target − logit of the other), which for a single logit is its plain probability; under a
+            callable, the difference of the two scores.
 
     Returns:
         Shape (N,), at least float32.
 
     Raises:
-        UsageError: a callable returns another shape, or what has no gradient where the output has one.
+        UsageError: a callable returns another shape.
     """
     if callable(score):
         scores = _called(score, output, targets)
@@ -182,12 +183,6 @@ def _called(score: ScoreFunction, output: Any, targets: Tensor) -> Tensor:
         raise UsageError(
             f"score= returned {describe(scores)}; expected is one number for each of the {len(targets)} "
             f"targets, a tensor of shape {tuple(targets.shape)}."
-        )
-    seen = first_tensor(output)
-    if torch.is_grad_enabled() and seen is not None and seen.requires_grad and not scores.requires_grad:
-        raise UsageError(
-            f"score= returned {describe(scores)} without a gradient, from which nothing can be learned: compute it "
-            "from the model's output by what can be differentiated, without argmax, comparisons or detach()."
         )
     return at_least_float32(scores)
 

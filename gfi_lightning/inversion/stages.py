@@ -12,7 +12,7 @@ from torch import Tensor
 from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.masks import mask_from, minmax
-from gfi_lightning.inversion.network import Look, Network, several_ranks
+from gfi_lightning.inversion.network import Look, Network, gradients_by, several_ranks
 from gfi_lightning.inversion.optimizer import joined, unit_norm
 from gfi_lightning.inversion.recipes import Recipe
 from gfi_lightning.inversion.results import Chunk
@@ -133,8 +133,7 @@ def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]
     """
     leaves = [version.detach().requires_grad_() for version in versions]
     values = objective(torch.cat(leaves))  # no leaf, as a model may work in place
-    gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
-    return list(map(at_least_float32, gradients))
+    return list(map(at_least_float32, gradients_by(leaves, values)))
 
 
 def _by_mask(chunk: Chunk, gradient: Tensor) -> Tensor:

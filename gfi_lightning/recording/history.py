@@ -5,7 +5,8 @@ Below ``<log dir>/gfi/``, or ``<log dir>/gfi/<name>/`` for a callback that is no
 - ``samples_<id>.npz``: ``images`` (N, H, W, 3) uint8 as shown, ``labels`` (N,) int64 (−1: unknown), ``present`` (N, P)
   int64, where labels are multi-hot the classes that are present, filled up by −1 (P is 0 where labels are not),
   ``class_names`` (C,) text (may be empty), ``region_names`` (R,) text and ``regions`` (R, N, H, W) bool (R may be 0).
-  The id stands for one training and what resumes it, so that several in one folder do not mix;
+  The id stands for one training and what resumes it, or, with "-evaluation" at its end, for one run outside of any,
+  so that several in one folder do not mix;
 - ``run_<id>_<number>.npy``, one per run, counted from 0: a structured array of shape (), which ``numpy.load`` reads,
   and behind it 4 bytes, the little-endian CRC-32 of all before. With T, the largest number of targets that a sample
   has, its fields are

@@ -138,11 +138,11 @@ def check_curves(argument: str, names: Any) -> None:
     """Raise UsageError for what is no list of names of curves."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{argument}={names!r} must be a list of names of curves, such as ['preserved', 'drift'].")
-    unknown = [name for name in names if name.partition("/")[0] not in CURVES]
+    unknown = [name for name in names if name in ("energy", "pointing") or name.partition("/")[0] not in CURVES]
     if unknown:
         raise UsageError(
-            f"{argument}={list(names)!r}: there is no curve {unknown[0]!r}. Use some of {', '.join(CURVES)}; of the "
-            "last two with a region, as in 'energy/object'."
+            f"{argument}={list(names)!r}: there is no curve {unknown[0]!r} to show. Use some of {', '.join(CURVES)}, "
+            "the last two with a region, as in 'energy/object'."
         )
 
 

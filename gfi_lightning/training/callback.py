@@ -68,7 +68,8 @@ class GFICallback(L.Callback):
     picture per sample, an overview of all, and the curves ``gfi/preserved``, ``gfi/removed`` (the target's
     score on what is kept and on what is removed) and ``gfi/drift`` (1 − rank correlation with the maps of the
     run before), means over the samples. It also runs once under ``trainer.validate`` and ``trainer.test``, which
-    is a history of its own, without films; after a fit in the same Trainer on the fit's samples, else on the loader's.
+    is a history of its own, without films: after a fit in the same Trainer on its samples, else on the loader's, or,
+    under ``trainer.validate`` of a checkpoint, on that one's.
     Steps are those of Lightning's own logged metrics: batches after which an optimiser stepped, counted from 0.
 
     Training is left exactly as it would be without: weights, modes, gradients, buffers, random numbers, checkpoints.
@@ -137,7 +138,7 @@ class GFICallback(L.Callback):
             curves ``gfi/energy/<name>`` (the share of the maps' energy that lies there) and ``gfi/pointing/<name>``
             (how many maps have their maximum there) follow them.
         alarm: by the region's name, {"watermark": 0.3}: one warning, as soon as a sample's map has more than this share
-            of its energy there. The untrained model sets off none.
+            of its energy there. The first run of a fit, of the untrained model, sets off none.
         per_class: log all curves for the samples of each class as well, ``gfi/<curve>/<class>``.
         per_sample: log all curves for each sample as well, ``gfi/<curve>/sample_<number>``.
         prog_bar: names of curves for the progress bar, ["preserved", "drift"] for instance.
@@ -649,7 +650,8 @@ class GFICallback(L.Callback):
         # A checkpoint's samples are from the validation set.
         names = ("layer",) if trainer.state.fn == "test" else _OF_SAMPLES
         apart._restored = {name: self._restored[name] for name in names if name in self._restored}
-        apart._restored["run_id"] = evaluation_id()
+        alarmed = self._restored if self._showing is None else self._showing.state()
+        apart._restored |= {"run_id": evaluation_id(), "alarmed": alarmed.get("alarmed", [])}
         return apart
 
 

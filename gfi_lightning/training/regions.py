@@ -128,7 +128,7 @@ def as_masks(parts: Parts, count: int, size: tuple[int, int]) -> dict[str, Tenso
 
 
 def alarms(
-    alarm: Mapping[str, float], curves: Mapping[str, Tensor], step: int, prefix: str
+    alarm: Mapping[str, float], curves: Mapping[str, Tensor], step: int, prefix: str, picture: str
 ) -> Iterator[tuple[str, str]]:
     """The regions in which a map has more of its energy than allowed, and what is to be said of each.
 
@@ -137,6 +137,7 @@ def alarms(
         curves: of a run, with the energy in each region.
         step: of the run.
         prefix: of all tags.
+        picture: where to look, "film" or "sample".
     """
     for name, share in alarm.items():
         energy = curves[f"energy/{name}"]
@@ -147,7 +148,8 @@ def alarms(
                 name,
                 f"GFICallback: at step {step} the maps of {len(above)} of {count} samples have more than {share:g} of "
                 f"their energy in the region {name!r}: {_listed(above)}. The mean is {energy.nanmean():.2f}. The model "
-                f"may have learned to look there: see {prefix}/film_{above[0]} and the curve {prefix}/energy/{name}.",
+                f"may have learned to look there: see {prefix}/{picture}_{above[0]} and the curve "
+                f"{prefix}/energy/{name}.",
             )
 
 

@@ -33,7 +33,7 @@ class Wishes:
 
 
 class Showing:
-    """Keeps the runs of one training and shows them; what fails keeps nothing else from being shown.
+    """Keeps the runs of one training, or of an evaluation, and shows them; what fails keeps nothing else from it.
 
     Args:
         prefix: of all tags, and the folder below the log directory.
@@ -106,7 +106,7 @@ class Showing:
         if drawn is not None:
             self._send(loggers, drawn | self._pictures(record), record.step)
         if not untrained:
-            self._watch(curves, record.step)
+            self._watch(curves, record)
         return scalars
 
     def finish(self, loggers: Sequence[Any], step: int) -> None:
@@ -124,9 +124,10 @@ class Showing:
             )
         self._send(loggers, pictures, step)
 
-    def _watch(self, curves: Curves, step: int) -> None:
+    def _watch(self, curves: Curves, record: Record) -> None:
         """Set off the alarm, once in a training."""
-        for name, message in alarms(self._wishes.alarm, curves, step, self._prefix):
+        picture = "sample" if record.epoch is None else "film"
+        for name, message in alarms(self._wishes.alarm, curves, record.step, self._prefix, picture):
             if name not in self._alarmed:
                 self._alarmed.append(name)
                 self._faults.warn(message)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -155,13 +156,34 @@ def test_a_callable_score_gets_the_models_own_output():
 
 
 @pytest.mark.parametrize("recipe", ["default", "release"])
-@pytest.mark.parametrize(
-    "score", [lambda output, targets: (output.argmax(1) == targets).float(), lambda output, _: output.detach()[:, 0]]
-)
-def test_a_score_without_a_gradient_is_told_of(recipe, score):
-    gfi = GuidedFeatureInversion(ToyCNN().double(), recipe=recipe, score=score)
-    with pytest.raises(UsageError, match=r"score= returned Tensor\(\d,\) .* without a gradient.*: compute it from the"):
-        gfi.explain(random_images(2), 0)
+@pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: {"margin": logits}], ids=["tensor", "dict"])
+def test_a_score_without_a_gradient_is_told_of(recipe, wrap):
+    class Model(ToyCNN):
+        def forward(self, images):
+            return wrap(super().forward(images))
+
+    def is_highest(output, targets):
+        logits = output["margin"] if isinstance(output, dict) else output
+        return (logits.argmax(1) == targets).double()
+
+    gfi = GuidedFeatureInversion(Model().double(), recipe=recipe, score=is_highest)
+    with pytest.warns(UserWarning, match="score= returned what has no gradient.*: compute it from the model's output"):
+        explanation = gfi.explain(random_images(2), 0)
+    assert explanation.heatmaps.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:score= returned what has no gradient")
+def test_a_score_may_be_constant_where_there_is_nothing_to_be_found():
+    """Here, as if by chance, in every second pass."""
+    turn = count()
+
+    def sometimes(output, targets):
+        return output[:, 0] if next(turn) % 2 else torch.ones(len(targets), dtype=torch.double)
+
+    gfi = GuidedFeatureInversion(ToyCNN().double(), recipe="release", score=sometimes)
+    explanation = gfi.explain(random_images(2), 0)
+    assert next(turn) > 10
+    assert explanation.heatmaps.isfinite().all()
 
 
 def test_a_callable_score_without_logits_needs_targets():

@@ -110,8 +110,9 @@ def test_the_progress_bar_shows_what_is_asked_for(tmp_path):
     assert shown == {"gfi/removed", "gfi/drift"}
     with pytest.raises(UsageError, match=r"prog_bar='removed' must be a list of names of curves"):
         GFICallback(prog_bar="removed")
-    with pytest.raises(UsageError, match=r"there is no curve 'gfi/drift'. Use some of preserved, .*'energy/object'"):
-        GFICallback(prog_bar=["removed", "gfi/drift"])
+    for name in ("gfi/drift", "energy", "overhead"):
+        with pytest.raises(UsageError, match=rf"there is no curve '{name}' to show. Use some of .*'energy/object'"):
+            GFICallback(prog_bar=["removed", name])
 
 
 def test_the_runs_own_metrics_are_those_without_us(tmp_path):

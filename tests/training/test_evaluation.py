@@ -1,9 +1,11 @@
 """Under trainer.validate and trainer.test it explains once, and what a training has kept stays as it is."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from gfi_lightning import History
 from tests.training.modules import (
@@ -123,3 +125,40 @@ def test_validating_and_then_testing_shows_each_its_own(tmp_path):
     evaluate(trainer, "test", ToyModule(), Pictures(20, seed=5))
     validated, tested = (History.load(tmp_path, run_id=run_id) for run_id in History.run_ids(tmp_path))
     assert (validated.images != tested.images).any()
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_again_and_again_in_one_trainer_which_sets_off_the_alarm_once(tmp_path, warm_start):
+    """Trained, validated twice and tested: four histories, of which one is the training's."""
+    boxes = {"everything": [(0, 0, 16, 16)] * 20}
+    callback = quick_callback(regions=boxes, alarm={"everything": 0.5}, warm_start=warm_start, name="mine")
+    trainer = make_trainer(tmp_path, callback, default_root_dir=tmp_path, logger=CSVLogger(tmp_path))
+    module = ToyModule()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, **loaders())
+        for function in ("validate", "validate", "test"):
+            evaluate(trainer, function, module)
+    (alarm,) = [str(one.message) for one in caught if "in the region 'everything'" in str(one.message)]
+    assert "see gfi/mine/film_0 and" in alarm
+    *evaluations, training = History.run_ids(trainer.log_dir, "mine")
+    assert len(evaluations) == 3
+    assert History.load(trainer.log_dir, "mine").run_id == training
+    assert History.load(trainer.log_dir, "mine").steps == [0, 3, 7]
+    folders = Path(trainer.log_dir, "gfi/mine/pictures").iterdir()
+    pictures = {folder.name: len(list(folder.glob("sample_0/*"))) for folder in folders}
+    assert pictures == {training: 3, **dict.fromkeys(evaluations, 1)}
+
+
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_before_a_fit_on_a_ready_batch(tmp_path):
+    images, labels = Pictures().images[:2], torch.tensor([0, 1])
+    boxes = {"everything": [(0, 0, 16, 16)] * 2}
+    callback = quick_callback(samples=(images, labels), regions=boxes, alarm={"everything": 0.5})
+    trainer, module = make_trainer(tmp_path, callback), ToyModule()
+    with pytest.warns(UserWarning, match="in the region 'everything'.* see gfi/sample_0 and"):
+        evaluate(trainer, "validate", module)
+    trainer.fit(module, **loaders())
+    training, one = histories(trainer.log_dir)
+    assert (training.steps, one.steps) == ([0, 3, 7], [0])

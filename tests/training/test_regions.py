@@ -203,7 +203,7 @@ def test_a_region_that_is_nowhere_is_told(tmp_path):
 
 def test_who_sets_off_the_alarm():
     curves = {"energy/a": torch.tensor([0.2, torch.nan, 0.31, 0.3]), "energy/b": torch.tensor([0.1, 0.1, 0.1, 0.1])}
-    ((name, message),) = alarms({"a": 0.3, "b": 0.3}, curves, 7, "gfi/2")
+    ((name, message),) = alarms({"a": 0.3, "b": 0.3}, curves, 7, "gfi/2", "film")
     assert name == "a"
     assert "at step 7 the maps of 1 of 3 samples" in message
     assert "'a': sample 2. The mean is 0.27." in message
