@@ -350,7 +350,7 @@ def gradients_by(inputs: Sequence[Tensor], values: Tensor) -> tuple[Tensor, ...]
         warnings.warn(
             "score= returned what has no gradient, so the map does not follow it: compute it from the model's output "
             "by what can be differentiated, without argmax, comparisons or detach().",
-            stacklevel=2,
+            stacklevel=1,  # one place, so that Python says it once, whichever pass it is
         )
         return tuple(map(torch.zeros_like, inputs))
     return torch.autograd.grad(values.sum(), inputs, allow_unused=True, materialize_grads=True)
