@@ -81,6 +81,9 @@ def _add_report(commands: Any) -> None:
         help="what to write; default: %(default)s",
     )
     parser.add_argument("--name", help="of the callback, where a training has several")
+    parser.add_argument(
+        "--run-id", metavar="ID", help="which training or evaluation, where a folder has several; default: the last"
+    )
     parser.set_defaults(run=_report)
 
 
@@ -90,10 +93,13 @@ def _report(given: argparse.Namespace) -> None:
     # Not before: PyTorch takes seconds to come in, and nobody waits for them to be told of a typing error.
     from gfi_lightning.recording.report import write_report
 
-    histories = {name: _load(folder, given.name) for name, folder in zip(_names(folders), folders, strict=True)}
+    names = _names(folders)
+    histories = {name: _load(folder, given.name, given.run_id) for name, folder in zip(names, folders, strict=True)}
     size = write_report(histories, given.output)
-    for name, history in histories.items():
+    for (name, history), folder in zip(histories.items(), folders, strict=True):
         print(f"{name}: {_count(len(history), 'step')}, {_count(len(history.labels), 'sample')}")
+        if others := [one for one in history.run_ids(folder, given.name) if one != history.run_id]:
+            print(f"  others in that folder, for --run-id: {_listed(others)}")
     print(f"Wrote {given.output}, {size / 1e6:.1f} MB: open it in a browser.")
 
 
@@ -150,17 +156,20 @@ def _common(parts: Sequence[Sequence[str]]) -> int:
     return next((place for place in range(shortest) if len({part[place] for part in parts}) > 1), shortest)
 
 
-def _load(folder: Path, name: str | None) -> "History":
+def _load(folder: Path, name: str | None, run_id: str | None) -> "History":
     from gfi_lightning.recording.history import History
 
     try:
-        return History.load(folder, name)
+        return History.load(folder, name, run_id)
     except FileNotFoundError as error:
         others = sorted({path.parent.name for path in folder.glob("gfi/*/run_*.npy")})
         if not others:
             raise
-        shown = ", ".join(others[:_SHOWN]) + (", …" if len(others) > _SHOWN else "")
-        raise UsageError(f"{error} Others that are there, for --name: {shown}.") from None
+        raise UsageError(f"{error} Others that are there, for --name: {_listed(others)}.") from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def _count(number: int, what: str) -> str:

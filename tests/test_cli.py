@@ -74,6 +74,18 @@ def test_of_several_trainings_in_a_folder_the_last_one(tmp_path, capsys):
     assert "3 steps, 2 samples" in capsys.readouterr().out
 
 
+def test_any_of_several_trainings_by_its_id(tmp_path, capsys):
+    first = write(tmp_path, Plan(steps=(0, 1, 2, 3), samples=3, size=(16, 16))).run_id
+    last = write(tmp_path, SMALL).run_id
+    command = ["report", str(tmp_path), "-o", str(tmp_path / "page.html")]
+    for wanted, shown, other in ([], "3 steps, 2 samples", first), (["--run-id", first], "4 steps, 3 samples", last):
+        assert main([*command, *wanted]) == 0
+        run, others, _ = capsys.readouterr().out.splitlines()
+        assert run.endswith(shown)
+        assert others == f"  others in that folder, for --run-id: {other}"
+    assert f"holds no run_id='nothing', but {first}, {last}." in error_of(capsys, *command, "--run-id", "nothing")
+
+
 def test_name_of_the_callback(tmp_path, capsys):
     write(tmp_path, SMALL, name="probes")
     output = tmp_path / "page.html"

@@ -12,10 +12,11 @@ from gfi_lightning.recording.record import Record, class_name
 
 Curves = dict[str, Tensor]  # by name the samples' values (N,), float32, NaN where a sample has none
 
+OF_REGIONS = ("energy", "pointing")  # each with the name of a region
 CURVES = (
     *("preserved", "removed", "entropy", "area"),
     *("drift", "drift_from_first", "drift_floor", "settled", "top_fifth_iou", "top_fifth_iou_from_first"),
-    *("energy", "pointing"),  # each with the name of a region
+    *OF_REGIONS,
 )
 
 

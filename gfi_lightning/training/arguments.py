@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gfi_lightning.errors import UsageError, check_count, is_whole
 from gfi_lightning.inversion.layers import as_layers
-from gfi_lightning.recording.curves import CURVES
+from gfi_lightning.recording.curves import CURVES, OF_REGIONS
 from gfi_lightning.training.foreign import inner_name
 from gfi_lightning.training.samples import as_indices, as_names
 
@@ -138,7 +138,7 @@ def check_curves(argument: str, names: Any) -> None:
     """Raise UsageError for what is no list of names of curves."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{argument}={names!r} must be a list of names of curves, such as ['preserved', 'drift'].")
-    unknown = [name for name in names if name in ("energy", "pointing") or name.partition("/")[0] not in CURVES]
+    unknown = [name for name in names if name in OF_REGIONS or name.partition("/")[0] not in CURVES]
     if unknown:
         raise UsageError(
             f"{argument}={list(names)!r}: there is no curve {unknown[0]!r} to show. Use some of {', '.join(CURVES)}, "

@@ -30,7 +30,7 @@ from gfi_lightning.training.foreign import Foreign
 from gfi_lightning.training.notices import first_line, last_line, resumed_line, runs_to_come, samples_in_words, title
 from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
-from gfi_lightning.training.regions import check_alarm, check_alarm_names, check_regions
+from gfi_lightning.training.regions import check_alarm, check_regions, check_watched
 from gfi_lightning.training.samples import is_batch
 from gfi_lightning.training.schedule import Schedule
 from gfi_lightning.training.session import Seen, Session
@@ -56,7 +56,8 @@ ROOT = "gfi"  # of all tags, and the folder of the maps
 Scalars = dict[str, float]  # by tag
 
 _STATE = "gfi_lightning"  # where our state lies in a checkpoint
-_OF_SAMPLES = ("indices", "dataset_size", "layer", "colors")  # what of it tells which samples, and how to explain them
+# What of it tells which samples, and how to explain them.
+_OF_SAMPLES = ("indices", "dataset_size", "layer", "method", "colors")
 _SEED = 0  # of everything random that explaining runs into, so that the same weights give the same picture
 
 
@@ -239,6 +240,8 @@ class GFICallback(L.Callback):
         check_regions(regions, is_batch(samples))
         check_alarm(alarm, regions)
         arguments.check_curves("prog_bar", prog_bar)
+        if not callable(regions):
+            check_watched(alarm or {}, prog_bar, regions or {})
         arguments.check_name(name)
         arguments.check_on_error(on_error)
         arguments.check_switches(
@@ -469,7 +472,7 @@ class GFICallback(L.Callback):
                 self._settings, loader, self._restored, self._faults.warn, self._faults.inform, ranks
             )
         if callable(self._settings.regions):  # whose names are known only now
-            check_alarm_names(self._wishes.alarm, self._session.regions)
+            check_watched(self._wishes.alarm, self.prog_bar, self._session.regions)
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
         return self._session
@@ -648,7 +651,7 @@ class GFICallback(L.Callback):
         if self._session is not None:
             apart._session, apart._log_dir, apart._draws = self._session.apart(), self._log_dir, self._draws
         # A checkpoint's samples are from the validation set.
-        names = ("layer",) if trainer.state.fn == "test" else _OF_SAMPLES
+        names = ("layer", "method") if trainer.state.fn == "test" else _OF_SAMPLES
         apart._restored = {name: self._restored[name] for name in names if name in self._restored}
         alarmed = self._restored if self._showing is None else self._showing.state()
         apart._restored |= {"run_id": evaluation_id(), "alarmed": alarmed.get("alarmed", [])}

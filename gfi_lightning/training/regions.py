@@ -11,6 +11,7 @@ from torch import Tensor
 from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.scores import describe
 from gfi_lightning.metrics.localization import regions_of_boxes
+from gfi_lightning.recording.curves import OF_REGIONS
 
 Regions = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
 Parts = dict[str, list[Any]]  # by name, for each sample its boxes or its mask, or None
@@ -62,16 +63,17 @@ def check_alarm(alarm: Any, regions: Any) -> None:
     for name, share in alarm.items():
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
             raise UsageError(f"alarm[{name!r}]={share!r} must be a share of the map's energy, above 0 and below 1.")
-    if isinstance(regions, Mapping):
-        check_alarm_names(alarm, regions)
 
 
-def check_alarm_names(alarm: Mapping[str, float], regions: Collection[str]) -> None:
-    """Raise UsageError for a region that does not exist."""
-    for name in alarm:
+def check_watched(alarm: Mapping[str, float], prog_bar: Sequence[str], regions: Collection[str]) -> None:
+    """Raise UsageError where the alarm, or a curve for the progress bar, is of a region that does not exist."""
+    watched = [(f"alarm={dict(alarm)!r}", name) for name in alarm]
+    curves = [curve.split("/") for curve in prog_bar]
+    watched += [(f"prog_bar={list(prog_bar)!r}", curve[1]) for curve in curves if curve[0] in OF_REGIONS]
+    for argument, name in watched:
         if name not in regions:
             known = ", ".join(map(repr, regions)) or "none"
-            raise UsageError(f"alarm={dict(alarm)!r} watches {name!r}, but regions= has {known}.")
+            raise UsageError(f"{argument} watches {name!r}, but regions= has {known}.")
 
 
 def parts_of_items(regions: Callable[[Any], Mapping[str, Any]], items: Sequence[Any]) -> Parts:

@@ -121,15 +121,23 @@ class Session:
         names = settings.class_names
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
         self._call: Call | None = None
-        self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or restored.get("layer")
+        changed = _changed_arguments(settings, restored)
+        if changed and restored.get("last_maps") is not None:
+            inform(
+                f"GFICallback makes maps by another {' and '.join(changed)} than before the checkpoint: it does not "
+                "compare them with those, and drift starts anew."
+            )
+        known_layer = None if changed else restored.get("layer")
+        self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or known_layer
         self._chunk_size: int | None = settings.explainer["chunk_size"]
         self._learned: dict[str, Any] = {}
         self._writes_parameters = True
         same_samples = restored.get("indices", []) == self._samples.indices
+        comparable = same_samples and not changed
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
-        self._tracker = CurveTracker(restored if same_samples else {})
-        self._floor_of: str | None = restored.get("floor_of") if same_samples else None  # the precision and device
+        self._tracker = CurveTracker(restored if comparable else {})
+        self._floor_of: str | None = restored.get("floor_of") if comparable else None  # the precision and device
         self._masks: dict[str, Tensor] | None = None
         self._memory = Memory(skips_evidence=ranks.count == 1) if settings.warm_start else None
         self.base_layers = ""  # in words, once there was a run
@@ -153,6 +161,7 @@ class Session:
             "indices": self._samples.indices,
             "dataset_size": self._samples.dataset_size,
             "layer": _names_only(self._layer),
+            "method": self._settings.method(),
             "colors": self._colors,
             "floor_of": self._floor_of,
             **self._tracker.state(),
@@ -472,6 +481,15 @@ def _names_only(layer: LayerLike | Sequence[LayerLike] | None) -> str | list[str
     """A layer's name, or several; None where it is not known by name."""
     names = [] if layer is None else [name for name in as_layers(layer) if isinstance(name, str)]
     return names[0] if isinstance(layer, str) else names or None
+
+
+def _changed_arguments(settings: Settings, restored: dict[str, Any]) -> list[str]:
+    """What was given otherwise before the checkpoint, so that maps are others; of old checkpoints only the layer."""
+    before, layer = restored.get("method", {}), restored.get("layer")
+    changed = [f"{name}=" for name, value in settings.method().items() if before.get(name, value) != value]
+    if settings.layer is not None and layer is not None and as_layers(settings.layer) != as_layers(layer):
+        changed.append("layer=")
+    return changed
 
 
 def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from gfi_lightning.errors import UsageError, attempt, raised_by_us
 from gfi_lightning.inversion.guided import GuidedFeatureInversion, as_targets
 from gfi_lightning.inversion.layers import LayerLike
+from gfi_lightning.inversion.recipes import find_recipe
 from gfi_lightning.inversion.results import Explanation, Inversion
 from gfi_lightning.inversion.scores import describe
 from gfi_lightning.inversion.start import Start
 from gfi_lightning.training.batches import SplitBatch
-from gfi_lightning.training.foreign import Foreign
+from gfi_lightning.training.foreign import Foreign, inner_name
 from gfi_lightning.training.memory import Memory
 from gfi_lightning.training.regions import Regions
 from gfi_lightning.training.samples import as_names
@@ -47,6 +48,13 @@ class Settings:
     explainer: dict[str, Any] = field(default_factory=dict)
     foreign: Foreign | None = None
     warm_start: bool = False
+
+    def method(self) -> dict[str, str]:
+        """What maps depend on beside the model, the images and the layer: by argument, in words to compare."""
+        given: dict[str, Any] = {name: self.explainer[name] for name in ("inversion_layer", "background", "score")}
+        given["recipe"] = find_recipe(self.explainer["recipe"])
+        given |= {"targets": self.targets, "explainer": None if self.foreign is None else self.foreign.name}
+        return {name: inner_name(value) if callable(value) else repr(value) for name, value in given.items()}
 
 
 class Batch(NamedTuple):

@@ -20,7 +20,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "shortcut.py"
 def run(tmp_path_factory):
     """A short run of the example: what it said, its warnings, and where its logs are."""
     folder = tmp_path_factory.mktemp("shortcut")
-    arguments = ["--epochs", "1", "--train-size", "3200", "--log-dir", str(folder)]
+    arguments = ["--epochs", "1", "--train-size", "2400", "--log-dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         said = []
@@ -53,7 +53,7 @@ def test_the_alarm_names_it_in_the_first_epoch(run):
     alarms = [re.search(ALARM, message) for message in warned if "GFICallback" in message]
     step = int(alarms[0][1])
     assert 0 < step <= 64  # the schedule's last step before the end of the epoch
-    assert f"Alarm at step {step} of 99, in epoch 1" in said
+    assert f"Alarm at step {step} of 74, in epoch 1" in said
     assert figures(said, "alarm")[0] == f"step {step}"
     decoy = History.load(folder / "decoy" / "version_0").curve("energy/patch").mean(1)
     for false in alarms[1:]:

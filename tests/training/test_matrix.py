@@ -65,7 +65,8 @@ class Setting:
         before: gives the callbacks that come before ours in the list.
         after: gives those after it.
         ours: arguments of GFICallback.
-        each_epoch: whether a second callback explains after every epoch, beside the one that does so after every step.
+        each_epoch: whether a second callback explains after every epoch, beside the one that does so after every step:
+            where something else happens at an epoch's end, too.
         explains: whether anything is explained in it.
         effect: whether the setting had its effect, which otherwise nothing would tell; None: nothing to see.
     """
@@ -78,12 +79,12 @@ class Setting:
     ours: dict[str, Any] = field(default_factory=dict)
     effect: Callable[[L.Trainer], bool] | None = None
     explains: bool = True
-    each_epoch: bool = True
+    each_epoch: bool = False
 
 
 def watching(each_epoch=True, **options):
     schedules = [{"every_n_steps": 1}, *[{"every_n_epochs": 1}] * each_epoch]
-    return [quick_callback(**schedule, num_samples=2, **options) for schedule in schedules]
+    return [quick_callback(**{"num_samples": 1} | schedule | options) for schedule in schedules]
 
 
 def compare(setting, folder, module=None):
@@ -121,24 +122,27 @@ def several_labels():
     return {"samples": (images, torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 1], [0] * 5])), "score": "sigmoid"}
 
 
-DEPTHS = {"layers": ["network.fine.0", "network.coarse"]}
+DEPTHS = {"num_samples": 2, "layers": ["network.fine.0", "network.coarse"]}
 SETTINGS = {
     "what each depth sees": Setting(ours=DEPTHS),
     "what each depth sees, the default recipe": Setting(ours={**DEPTHS, "recipe": "default"}),
-    "contrast": Setting(ours={"targets": "contrast"}),
+    "contrast": Setting(ours={"num_samples": 2, "targets": "contrast"}, each_epoch=True),
     "several labels": Setting(ours=several_labels()),
     "precision 32-true": Setting({"precision": "32-true"}),
-    "precision bf16-mixed": Setting({"precision": "bf16-mixed"}),
+    "precision bf16-mixed": Setting({"precision": "bf16-mixed"}, each_epoch=True),
     "precision bf16-true": Setting({"precision": "bf16-true"}),
     "precision 64-true": Setting({"precision": "64-true"}),
     "accumulated gradients": Setting({"accumulate_grad_batches": 2}, effect=lambda trainer: trainer.global_step == 4),
     "accumulated gradients, epochs that do not divide": Setting(
-        {"accumulate_grad_batches": 3}, effect=lambda trainer: trainer.global_step == 4
+        {"accumulate_grad_batches": 3}, effect=lambda trainer: trainer.global_step == 4, each_epoch=True
     ),
     "gradients clipped by norm": Setting({"gradient_clip_val": 0.1}),
     "gradients clipped by value": Setting({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
     "augmentation, worker processes": Setting(
-        data=partial(Data, augment=True, val=partial(Pictures, 8, augment=True), num_workers=1, persistent_workers=True)
+        data=partial(
+            Data, augment=True, val=partial(Pictures, 8, augment=True), num_workers=1, persistent_workers=True
+        ),
+        each_epoch=True,
     ),
     "frozen part in eval mode": Setting(module=FrozenPart),
     "a module used twice": Setting(module=UsedTwice),
@@ -150,20 +154,25 @@ SETTINGS = {
         module=partial(Scheduled, "step"), effect=lambda trainer: 0.08 < learning_rates(trainer)[0] < 0.1
     ),
     "scheduler by epochs": Setting(
-        module=partial(Scheduled, "epoch"), effect=lambda trainer: learning_rates(trainer) == [0.0025]
+        module=partial(Scheduled, "epoch"), effect=lambda trainer: learning_rates(trainer) == [0.0025], each_epoch=True
     ),
     "scheduler by a plateau": Setting(
-        {"max_epochs": 3}, partial(Scheduled, "plateau"), effect=lambda trainer: learning_rates(trainer)[0] < 1e-3
+        {"max_epochs": 3},
+        partial(Scheduled, "plateau"),
+        effect=lambda trainer: learning_rates(trainer)[0] < 1e-3,
+        each_epoch=True,
     ),
     "early stopping": Setting(
         {"max_epochs": 4},
         after=lambda: [EarlyStopping("val_loss", patience=1, min_delta=10.0)],
         effect=lambda trainer: trainer.current_epoch == 2,
+        each_epoch=True,
     ),
     "checkpoints by a metric": Setting(
         {"max_epochs": 3, "enable_checkpointing": True},
         after=lambda: [ModelCheckpoint(monitor="val_loss", save_top_k=2, save_last=True)],
         effect=lambda trainer: len(checkpoints(trainer)) == 3,
+        each_epoch=True,
     ),
     "checkpoints by steps": Setting(
         {"enable_checkpointing": True},
@@ -171,22 +180,25 @@ SETTINGS = {
         effect=lambda trainer: checkpoints(trainer) == ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"],
     ),
     "stochastic weight averaging before us": Setting(
-        {"max_epochs": 3}, before=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)]
+        {"max_epochs": 3}, before=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)], each_epoch=True
     ),
     "stochastic weight averaging after us": Setting(
-        {"max_epochs": 3}, after=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)]
+        {"max_epochs": 3}, after=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=1)], each_epoch=True
     ),
     "accumulation by schedule": Setting(
-        after=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})], effect=lambda trainer: trainer.global_step == 6
+        after=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})],
+        effect=lambda trainer: trainer.global_step == 6,
+        each_epoch=True,
     ),
     "backbone finetuning": Setting(
         {"max_epochs": 3},
         WithBackbone,
         after=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
         effect=lambda trainer: len(learning_rates(trainer)) == 2,
+        each_epoch=True,
     ),
-    "pruning before us": Setting(before=lambda: [ModelPruning("l1_unstructured", amount=0.5)]),
-    "pruning after us": Setting(after=lambda: [ModelPruning("l1_unstructured", amount=0.5)]),
+    "pruning before us": Setting(before=lambda: [ModelPruning("l1_unstructured", amount=0.5)], each_epoch=True),
+    "pruning after us": Setting(after=lambda: [ModelPruning("l1_unstructured", amount=0.5)], each_epoch=True),
     "learning rate monitor": Setting(module=partial(Scheduled, "step"), after=lambda: [LearningRateMonitor("step")]),
     "LBFGS": Setting(module=SecondOrder),
     "learning rate finder": Setting(
@@ -195,25 +207,29 @@ SETTINGS = {
         partial(Data, batch_size=1),
         after=lambda: [LearningRateFinder(num_training_steps=16, early_stop_threshold=None)],
         effect=lambda trainer: trainer.lightning_module.lr != 1e-2,
+        each_epoch=True,
     ),
     "batch size finder": Setting(
         after=lambda: [BatchSizeFinder(steps_per_trial=1, init_val=4, max_trials=2)],
         effect=lambda trainer: trainer.datamodule.batch_size > 4,
+        each_epoch=True,
     ),
-    "validation in mid-epoch": Setting({"val_check_interval": 0.5}),
-    "validation every second epoch": Setting({"check_val_every_n_epoch": 2, **NO_FIRST_LOOK}),
-    "validation by steps": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
-    "max_steps in mid-epoch": Setting({"max_steps": 6}, effect=lambda trainer: trainer.global_step == 6),
-    "no validation": Setting({"limit_val_batches": 0}),
+    "validation in mid-epoch": Setting({"val_check_interval": 0.5}, each_epoch=True),
+    "validation every second epoch": Setting({"check_val_every_n_epoch": 2, **NO_FIRST_LOOK}, each_epoch=True),
+    "validation by steps": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}, each_epoch=True),
+    "max_steps in mid-epoch": Setting(
+        {"max_steps": 6}, effect=lambda trainer: trainer.global_step == 6, each_epoch=True
+    ),
+    "no validation": Setting({"limit_val_batches": 0}, each_epoch=True),
     "no validation loader": Setting(data=partial(Data, val=lambda: None), ours=READY),
     "samples as a ready batch": Setting(ours=READY),
     "validation set that counts its reads": Setting(data=partial(Data, val=partial(CountsReads, 8))),
     "a collate function with a state": Setting(data=lambda: Data(collate_fn=StatefulCollate())),
     "validation set that is a stream": Setting(data=partial(Data, val=partial(Stream, 8)), ours=READY),
     "no sanity check": Setting(NO_FIRST_LOOK),
-    "fast_dev_run": Setting({"fast_dev_run": 3}),
-    "overfit_batches": Setting({"overfit_batches": 2}),
-    "loaders made anew each epoch": Setting({"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3}),
+    "fast_dev_run": Setting({"fast_dev_run": 3}, each_epoch=True),
+    "overfit_batches": Setting({"overfit_batches": 2}, each_epoch=True),
+    "loaders made anew each epoch": Setting({"reload_dataloaders_every_n_epochs": 1, "max_epochs": 3}, each_epoch=True),
     "barebones": Setting(
         explains=False,
         trainer={"barebones": True, "logger": None, "log_every_n_steps": None}
@@ -231,11 +247,9 @@ SETTINGS = {
     "a scripted part": Setting(module=Scripted),
     "lazy layers": Setting(module=Lazy),
     "lazy layers, first called in training": Setting(NO_FIRST_LOOK, Lazy),
-    "InstanceNorm with running statistics": Setting(module=InstanceNormed),
+    "InstanceNorm with running statistics": Setting(module=InstanceNormed, each_epoch=True),
     **{
-        f"forward changes: {kind}": Setting(
-            NO_FIRST_LOOK if "first" in kind else {}, partial(Remembering, kind), each_epoch=False
-        )
+        f"forward changes: {kind}": Setting(NO_FIRST_LOOK if "first" in kind else {}, partial(Remembering, kind))
         for kind in (
             *("buffer in place", "buffer replaced", "buffer resized", "buffer set for the first time"),
             *("counter", "list", "tensor in place", "tensor replaced", "attribute set for the first time"),
@@ -245,7 +259,7 @@ SETTINGS = {
         )
     },
     **{
-        f"user's {kind} hook": Setting(module=partial(Hooked, kind), each_epoch=False)
+        f"user's {kind} hook": Setting(module=partial(Hooked, kind))
         for kind in ("forward", "forward without gradient", "forward pre", "full backward", "parameter", "accumulated")
     },
 }
@@ -270,7 +284,7 @@ def test_the_training_is_the_same_with_the_callback(tmp_path, name):
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_the_training_is_the_same_with_averaged_weights(tmp_path, place):
     averaging = {place: lambda: [lightning_callbacks.EMAWeightAveraging(decay=0.5)]}
-    compare(Setting({"enable_checkpointing": True}, **averaging), tmp_path)
+    compare(Setting({"enable_checkpointing": True}, each_epoch=True, **averaging), tmp_path)
 
 
 GPU_SETTINGS = {

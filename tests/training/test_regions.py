@@ -109,6 +109,8 @@ def test_what_is_no_region(parts, message):
         ({"alarm": {"part": 0.3}}, r"alarm={'part': 0.3} needs regions="),
         ({"alarm": {"part": 30}, "regions": {"part": []}}, r"alarm\['part'\]=30 must be a share"),
         ({"alarm": {"patch": 0.3}, "regions": {"part": []}}, r"watches 'patch', but regions= has 'part'"),
+        ({"prog_bar": ["energy/patch"], "regions": {"part": []}}, r"prog_bar=.* watches 'patch', but .* has 'part'"),
+        ({"prog_bar": ["drift", "pointing/patch/ant"]}, r"prog_bar=.* watches 'patch', but regions= has none"),
     ],
 )
 def test_misuse_is_told_in_the_constructor(options, message):
@@ -126,7 +128,8 @@ def fit(folder, callback, **options):
     ("options", "message"),
     [
         ({"regions": {"part": [None, None]}}, r"regions\['part'\] has 2 entries, and there are 3 samples"),
-        ({"regions": lambda item: {}, "alarm": {"patch": 0.3}}, r"watches 'patch', but regions= has none"),
+        ({"regions": lambda item: {}, "alarm": {"patch": 0.3}}, r"alarm=.* watches 'patch', but regions= has none"),
+        ({"regions": lambda item: {}, "prog_bar": ["energy/patch"]}, r"prog_bar=.* watches 'patch', but .* has none"),
         ({"regions": lambda item: {"part": [9, 9, 1, 1]}}, r"regions\['part'\]\[0\]"),
     ],
 )

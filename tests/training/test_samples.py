@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from gfi_lightning.training.normalization import normalizations
 from gfi_lightning.training.samples import read_samples
 from tests.training.modules import (
     CLASSES,
+    QUICK,
     WEIGHTS_ONLY,
     Pictures,
     ToyModule,
@@ -324,6 +326,42 @@ def test_a_resume_goes_on_with_the_same_samples(tmp_path, caplog):
     assert shown_labels(second) == shown_labels(first) == [0, 1, 3]
     assert scalar_steps(second, "gfi/drift") == [11, 15], "the checkpoint's maps are there to compare with"
     assert not any("gfi" in name for name in second.logged_metrics), "ours stay out of the run's own metrics"
+
+
+def half_gray(images):
+    return images * 0 + 0.5
+
+
+OTHER_MAPS = {
+    "recipe=": {"recipe": replace(QUICK, target_steps=1)},
+    "background=": {"background": half_gray},
+    "targets=": {"targets": "predicted"},
+    "layer=": {"layer": "network.fine"},
+    "recipe= and explainer=": {"recipe": "default", "explainer": lambda model, images, targets: images.mean(1)},
+}
+
+
+@pytest.mark.parametrize("changed", OTHER_MAPS)
+def test_a_resume_that_makes_maps_otherwise_does_not_compare_them(tmp_path, caplog, changed):
+    layer = {} if "explainer" in changed else {"layer": "network.coarse"}
+    resumable(tmp_path, Pictures(), 2, **layer)
+    resumed = resumable(tmp_path, Pictures(), 4, **layer | OTHER_MAPS[changed])
+    assert f"GFICallback makes maps by another {changed} than before the checkpoint" in caplog.text
+    assert scalar_steps(resumed, "gfi/drift") == [15], "the run at step 11 is the first of its kind"
+    assert len(History.load(resumed.log_dir)) == 5
+    again = resumable(tmp_path, Pictures(), 5, **layer | OTHER_MAPS[changed])
+    assert caplog.text.count("GFICallback makes maps by another") == 1
+    assert scalar_steps(again, "gfi/drift") == [19]
+
+
+def test_other_layers_are_found_for_another_recipe(tmp_path):
+    """The checkpoint's are those of one that asks for another number of them."""
+    layers = []
+    for epochs, recipe in enumerate(("default", QUICK), 1):
+        resumable(tmp_path, Pictures(), epochs, recipe=recipe)
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        layers.append(saved["gfi_lightning"]["gfi"]["layer"])
+    assert layers == [["network.fine", "network.coarse"], "network.coarse"]
 
 
 @pytest.mark.filterwarnings("default:.*GFICallback.*")
