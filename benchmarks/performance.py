@@ -92,7 +92,7 @@ The default recipe with other numbers of steps, on training photographs of VOC 2
         "overhead",
         "What the line costs",
         "A training with `callbacks=[GFICallback()]`, whose runs are timed beside its own steps.",
-        ("--epochs", "3", "--steps", "3"),
+        ("--epochs", "5", "--steps", "3"),
         on_gpu=False,
     ),
 )

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-Key = TypeVar("Key", bound=Hashable)
+Key, Measured = TypeVar("Key", bound=Hashable), TypeVar("Measured")
 
 
-def take_turns(works: Mapping[Key, Callable[[], float]], rounds: int) -> list[dict[Key, float]]:
-    """The seconds that each work returns, by rounds. Every second round goes backwards, which evens out a drift."""
+def take_turns(works: Mapping[Key, Callable[[], Measured]], rounds: int) -> list[dict[Key, Measured]]:
+    """What each work returns, its seconds, by rounds. Every second round goes backwards, which evens out a drift."""
     there, back = list(works), list(reversed(works))
     return [{key: works[key]() for key in (back if number % 2 else there)} for number in range(rounds)]
 

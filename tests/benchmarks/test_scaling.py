@@ -74,14 +74,33 @@ def test_growth_of_another_power_than_the_work_is_seen(power, clock):
 
 
 def test_processes_are_compared_with_perfect_sharing(monkeypatch):
-    monkeypatch.setattr(ranks, "seconds_per_run", lambda training, count: {1: 10.0, 2: 6.0}[count])
+    monkeypatch.setattr(ranks, "seconds_per_run", lambda training, count: {ranks.WHOLE: {1: 10.0, 2: 6.0}[count]})
     one, two = scaling.measure(scaling.by_ranks(ranks.Training()), 2)["points"]
     assert (one["ratio"], one["linear"]) == (1, 1)
     assert (two["ratio"], two["linear"], two["ratio_to_linear"]) == (0.6, 0.5, 1.2)
 
 
 def test_a_real_training_tells_its_seconds():
-    assert ranks.seconds_per_run(ranks.Training(samples=2, size=32, runs=1), 1) > 0
+    seconds = ranks.seconds_per_run(ranks.Training(samples=2, size=32, runs=1), 1)
+    parts = [seconds[part] for part in (ranks.EXPLAINING, ranks.DRAWING, ranks.FIRST)]
+    assert min(parts) > 0
+    assert sum(parts) < seconds[ranks.WHOLE]
+    assert seconds[ranks.FLOOR] > 0
+
+
+def test_what_two_processes_make_of_each_part():
+    one = dict(zip(ranks.PARTS, (10.0, 6.0, 2.0, 1.0, 8.0), strict=True))
+    two = dict(zip(ranks.PARTS, (6.0, 3.0, 1.0, 1.0, 5.0), strict=True))
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in ranks.as_table([{1: one, 2: two}]).splitlines()
+    ]
+    assert cells[2:] == [
+        ["whole run", "1.00", "0.60"],
+        ["explaining", "0.60", "0.50"],
+        ["drawing", "0.20", "0.50"],
+        ["the first one alone", "0.10", "1.00"],
+        ["bare passes", "", "0.62"],
+    ]
 
 
 def test_real_explanations_are_timed():
@@ -95,7 +114,7 @@ def test_the_report_and_the_picture(tmp_path, monkeypatch, clock, capsys):
         clock.now += len(images)
 
     monkeypatch.setattr(scaling, "explain_at", lambda side: explain)
-    monkeypatch.setattr(ranks, "seconds_per_run", lambda training, count: 1 / count)
+    monkeypatch.setattr(ranks, "seconds_per_run", lambda training, count: {ranks.WHOLE: 1 / count})
     file, picture = tmp_path / "results" / "scaling.json", tmp_path / "pictures" / "scaling.png"
     series = ["--series", "samples", "ranks", "targets"]
     scaling.main([*series, "--rounds", "2", "--json", str(file), "--picture", str(picture)])
