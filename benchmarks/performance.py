@@ -91,7 +91,7 @@ The default recipe with other numbers of steps, on training photographs of VOC 2
     Part(
         "overhead",
         "What the line costs",
-        "A training with `callbacks=[GFICallback()]`, whose runs are timed beside its own steps.",
+        "A training with `GFICallback(max_overhead=1)`, the default without its limit: its runs beside its own steps.",
         ("--epochs", "5", "--steps", "3"),
         on_gpu=False,
     ),

@@ -61,6 +61,9 @@ class Timed(GFICallback):
         self.began = time.perf_counter()
         self.runs.append(dict.fromkeys((EXPLAINING, DRAWING, FIRST), 0.0))
         scalars = super()._run(trainer, pl_module, *args)
+        if not scalars:  # this step had been explained
+            self.runs.pop()
+            return scalars
         self.runs[-1][WHOLE] = time.perf_counter() - self.began
         self.runs[-1][FLOOR] = bare_passes(pl_module.network, self.images_each)  # as the others do, at the same time
         return scalars

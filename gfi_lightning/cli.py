@@ -93,14 +93,23 @@ def _report(given: argparse.Namespace) -> None:
     # Not before: PyTorch takes seconds to come in, and nobody waits for them to be told of a typing error.
     from gfi_lightning.recording.report import write_report
 
+    if given.run_id is not None:
+        folders = _with_run(folders, given.name, given.run_id)
     names = _names(folders)
     histories = {name: _load(folder, given.name, given.run_id) for name, folder in zip(names, folders, strict=True)}
     size = write_report(histories, given.output)
     for (name, history), folder in zip(histories.items(), folders, strict=True):
         print(f"{name}: {_count(len(history), 'step')}, {_count(len(history.labels), 'sample')}")
-        if others := [one for one in history.run_ids(folder, given.name) if one != history.run_id]:
+        if others := [one for one in history.run_ids(folder, given.name) if one != history.run_id][::-1]:
             print(f"  others in that folder, for --run-id: {_listed(others)}")
     print(f"Wrote {given.output}, {size / 1e6:.1f} MB: open it in a browser.")
+
+
+def _with_run(folders: Sequence[Path], name: str | None, run_id: str) -> list[Path]:
+    """Those that hold it; if none does, all, whose first one then says so."""
+    from gfi_lightning.recording.history import History
+
+    return [folder for folder in folders if run_id in History.run_ids(folder, name)] or list(folders)
 
 
 def _check_writable(path: Path) -> None:

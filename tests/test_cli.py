@@ -86,6 +86,14 @@ def test_any_of_several_trainings_by_its_id(tmp_path, capsys):
     assert f"holds no run_id='nothing', but {first}, {last}." in error_of(capsys, *command, "--run-id", "nothing")
 
 
+def test_of_several_folders_those_that_hold_the_id(tmp_path, capsys):
+    write(tmp_path / "version_0", SMALL)
+    wanted = write(tmp_path / "version_1", SMALL).run_id
+    write(tmp_path / "version_1", SMALL)
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html"), "--run-id", wanted]) == 0
+    assert capsys.readouterr().out.startswith("version_1: 3 steps")
+
+
 def test_name_of_the_callback(tmp_path, capsys):
     write(tmp_path, SMALL, name="probes")
     output = tmp_path / "page.html"

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-Key, Measured = TypeVar("Key", bound=Hashable), TypeVar("Measured")
+Key = TypeVar("Key", bound=Hashable)
+Measured = TypeVar("Measured")
 
 
 def take_turns(works: Mapping[Key, Callable[[], Measured]], rounds: int) -> list[dict[Key, Measured]]:

@@ -92,18 +92,19 @@ def settled_at(
 
     Args:
         steps: of the runs, ascending.
-        drift: since the run before, as long as steps; NaN, where there is no run before, is no movement.
+        drift: since the run before, as long as steps; NaN, where there is no run before to compare with, is
+            no movement at the first run, and later on, after a change of method, the start of another.
         threshold: the largest drift that is no movement; at least the noise floor.
 
     Returns:
-        The step of the last run that moved; the first step if none did; None if the very last one moved, or if
-        there are fewer than two runs.
+        The step of the last run that moved, or cannot be compared; the first step if none did; None if that is the
+        very last run, or if there are fewer than two.
 
     Example:
         >>> settled_at([0, 10, 20, 30], [float("nan"), 0.8, 0.3, 0.05], threshold=0.1)
         20
     """
-    moved = [index for index, value in enumerate(drift) if value > threshold]
+    moved = [index for index, value in enumerate(drift) if value > threshold or (index > 0 and value != value)]
     if len(steps) < 2 or (moved and moved[-1] == len(steps) - 1):
         return None
     return steps[moved[-1]] if moved else steps[0]

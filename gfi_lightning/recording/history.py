@@ -231,10 +231,14 @@ class History:
         return self._per_target(name, sample, np.nan)
 
     def weights(self, sample: int) -> Array:
-        """The channel weights ω: (steps, targets, K), float32, NaN in runs without; K is 0 if none were kept."""
-        kept = [run["weights"][sample] for run in self._runs if _has(run, "weights")]
-        missing = np.full_like(kept[-1][:1] if kept else np.empty((1, 0), dtype=np.float32), np.nan)
-        per_step = [run["weights"][sample] if _has(run, "weights") else missing for run in self._runs]
+        """The channel weights ω: (steps, targets, K), float32, NaN in runs without; K is 0 if none were kept.
+
+        K is that of the last run with any; of runs by other layers, with another K, they are NaN as well.
+        """
+        kept = [run["weights"][sample] if _has(run, "weights") else None for run in self._runs]
+        last = next((one for one in reversed(kept) if one is not None), np.empty((1, 0), dtype=np.float32))
+        missing, size = np.full_like(last[:1], np.nan), last.shape[1]
+        per_step = [missing if one is None or one.shape[1] != size else one for one in kept]
         return self._stacked(per_step, np.nan)
 
     def depths(self, sample: int) -> Array:

@@ -472,7 +472,7 @@ class GFICallback(L.Callback):
                 self._settings, loader, self._restored, self._faults.warn, self._faults.inform, ranks
             )
         if callable(self._settings.regions):  # whose names are known only now
-            check_watched(self._wishes.alarm, self.prog_bar, self._session.regions)
+            check_watched(self._wishes.alarm, (), self._session.regions)
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
         return self._session

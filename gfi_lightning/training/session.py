@@ -121,13 +121,15 @@ class Session:
         names = settings.class_names
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
         self._call: Call | None = None
-        changed = _changed_arguments(settings, restored)
+        changed = ranks.from_first(lambda: _changed_arguments(settings, restored))
         if changed and restored.get("last_maps") is not None:
+            names = " and ".join(f"{name}=" for name in changed)
             inform(
-                f"GFICallback makes maps by another {' and '.join(changed)} than before the checkpoint: it does not "
-                "compare them with those, and drift starts anew."
+                f"GFICallback makes maps by another {names} than before the checkpoint: it does not compare them with "
+                "those, and drift starts anew."
             )
-        known_layer = None if changed else restored.get("layer")
+        # Another recipe may ask for another number of layers.
+        known_layer = None if {"recipe", "explainer"}.intersection(changed) else restored.get("layer")
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or known_layer
         self._chunk_size: int | None = settings.explainer["chunk_size"]
         self._learned: dict[str, Any] = {}
@@ -486,9 +488,9 @@ def _names_only(layer: LayerLike | Sequence[LayerLike] | None) -> str | list[str
 def _changed_arguments(settings: Settings, restored: dict[str, Any]) -> list[str]:
     """What was given otherwise before the checkpoint, so that maps are others; of old checkpoints only the layer."""
     before, layer = restored.get("method", {}), restored.get("layer")
-    changed = [f"{name}=" for name, value in settings.method().items() if before.get(name, value) != value]
+    changed = [name for name, value in settings.method().items() if before.get(name, value) != value]
     if settings.layer is not None and layer is not None and as_layers(settings.layer) != as_layers(layer):
-        changed.append("layer=")
+        changed.append("layer")
     return changed
 
 

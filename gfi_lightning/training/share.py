@@ -1,9 +1,9 @@
 """What one rank explains in one run: its samples, their targets, and the passes through both stages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -50,11 +50,28 @@ class Settings:
     warm_start: bool = False
 
     def method(self) -> dict[str, str]:
-        """What maps depend on beside the model, the images and the layer: by argument, in words to compare."""
-        given: dict[str, Any] = {name: self.explainer[name] for name in ("inversion_layer", "background", "score")}
-        given["recipe"] = find_recipe(self.explainer["recipe"])
-        given |= {"targets": self.targets, "explainer": None if self.foreign is None else self.foreign.name}
-        return {name: inner_name(value) if callable(value) else repr(value) for name, value in given.items()}
+        """What maps depend on beside the model, the images and the layer: by argument, in words to compare.
+
+        Callables are known by their names alone.
+        """
+        names = ["background", "score", "forward"]
+        given: dict[str, Any] = {"explainer": None if self.foreign is None else self.foreign.name}
+        if self.foreign is None:  # on the rest no other method depends
+            names.append("inversion_layer")
+            given |= {"recipe": vars(find_recipe(self.explainer["recipe"])), "warm_start": self.warm_start}
+        given |= {name: self.explainer[name] for name in names}
+        return {name: _in_words(value) for name, value in (given | {"targets": self.targets}).items()}
+
+
+def _in_words(value: Any) -> str:
+    """The same in every process, unlike the repr of a function, and of whatever type a number is."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_in_words(one)}" for name, one in value.items())
+    if callable(value):
+        return inner_name(value)
+    if isinstance(value, Real):
+        return f"{float(value):g}"
+    return value if isinstance(value, str) else "none" if value is None else ", ".join(map(_in_words, value))
 
 
 class Batch(NamedTuple):

@@ -92,6 +92,8 @@ def test_misuse():
         ([math.nan, 0.1, 0.1, 0.1, 0.1], 0),  # the threshold itself is no movement
         ([math.nan, 0.0, 0.0, 0.0, 0.2], None),
         ([math.nan, 0.0, math.nan, 0.2, 0.0], 30),
+        ([math.nan, 0.0, math.nan, 0.0, 0.0], 20),  # from which on another method has made the maps
+        ([math.nan, 0.0, 0.0, 0.0, math.nan], None),
     ],
 )
 def test_when_a_map_settled(drift, settled):

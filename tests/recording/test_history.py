@@ -259,6 +259,20 @@ def test_channel_weights_where_asked_for(tmp_path):
     assert "weights" not in without_extras(run).dtype.names
 
 
+def test_channel_weights_of_a_training_that_goes_on_with_other_layers(tmp_path):
+    first, second = record(0), record(5)
+    for sample in second.samples:
+        sample.targets[:] = [replace(target, weights=torch.ones(5)) for target in sample.targets]
+    tracker = CurveTracker({})
+    writer = write(tmp_path, first, tracker=tracker)
+    for one in (record(2), second):
+        writer.append(run_array(one, tracker.curves(one), with_weights=True))
+    weights = History.load(tmp_path).weights(0)
+    assert weights.shape[2] == 5
+    assert np.isnan(weights[:2]).all()
+    assert (weights[2] == 1).any()
+
+
 def test_contrasts(tmp_path):
     plain, run = record(0, (1, 2)), record(5, (1, 2))
     contrasted = [

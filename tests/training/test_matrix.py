@@ -65,8 +65,7 @@ class Setting:
         before: gives the callbacks that come before ours in the list.
         after: gives those after it.
         ours: arguments of GFICallback.
-        each_epoch: whether a second callback explains after every epoch, beside the one that does so after every step:
-            where something else happens at an epoch's end, too.
+        each_epoch: whether a second callback explains after every epoch, beside the one that does so after every step.
         explains: whether anything is explained in it.
         effect: whether the setting had its effect, which otherwise nothing would tell; None: nothing to see.
     """
@@ -82,7 +81,7 @@ class Setting:
     each_epoch: bool = False
 
 
-def watching(each_epoch=True, **options):
+def watching(each_epoch=False, **options):
     schedules = [{"every_n_steps": 1}, *[{"every_n_epochs": 1}] * each_epoch]
     return [quick_callback(**{"num_samples": 1} | schedule | options) for schedule in schedules]
 
@@ -128,7 +127,7 @@ SETTINGS = {
     "what each depth sees, the default recipe": Setting(ours={**DEPTHS, "recipe": "default"}),
     "contrast": Setting(ours={"num_samples": 2, "targets": "contrast"}, each_epoch=True),
     "several labels": Setting(ours=several_labels()),
-    "precision 32-true": Setting({"precision": "32-true"}),
+    "precision 32-true": Setting({"precision": "32-true"}, ours={"num_samples": 2}, each_epoch=True),
     "precision bf16-mixed": Setting({"precision": "bf16-mixed"}, each_epoch=True),
     "precision bf16-true": Setting({"precision": "bf16-true"}),
     "precision 64-true": Setting({"precision": "64-true"}),
@@ -298,14 +297,15 @@ GPU_SETTINGS = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GPU_SETTINGS)
 def test_the_training_is_the_same_on_a_gpu(tmp_path, name):
-    compare(Setting({"accelerator": "gpu", "devices": 1, "deterministic": True, **GPU_SETTINGS[name]}), tmp_path)
+    options = {"accelerator": "gpu", "devices": 1, "deterministic": True, **GPU_SETTINGS[name]}
+    compare(Setting(options, ours={"num_samples": 2}, each_epoch=True), tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default:.*GFICallback.*")
 def test_fsdp_on_a_single_gpu_is_left_alone(tmp_path):
     records = []
-    for callbacks in ([], watching()):
+    for callbacks in ([], watching(each_epoch=True)):
         L.seed_everything(0, verbose=False)
         options = {"accelerator": "gpu", "devices": 1, "strategy": "fsdp", "deterministic": True}
         records.append(record_fit(make_trainer(tmp_path, *callbacks, **options), ToyModule(), Data()))
@@ -357,7 +357,7 @@ def test_compiled_code_is_the_same_and_is_compiled_no_oftener(tmp_path, module, 
         counters.clear()
         return module(backend)
 
-    compare(Setting(), tmp_path, fresh)
+    compare(Setting(ours={"num_samples": 2}, each_epoch=True), tmp_path, fresh)
     _, without, watched, *_ = [*graphs, counters["stats"]["unique_graphs"]]
     assert watched == without > 0
 
@@ -375,10 +375,10 @@ def test_resuming_in_mid_epoch(tmp_path, source):
         return record
 
     first = fit(tmp_path / "without", [])
-    first_watched = fit(tmp_path / "with", watching())
+    first_watched = fit(tmp_path / "with", watching(each_epoch=True))
     folder = tmp_path / ("with" if source == "written with it" else "without")
     resumed = fit(tmp_path / "resumed", [], ckpt_path=tmp_path / "without" / "step=3.ckpt")
-    resumed_watched = fit(tmp_path / "resumed, with", watching(), ckpt_path=folder / "step=3.ckpt")
+    resumed_watched = fit(tmp_path / "resumed, with", watching(each_epoch=True), ckpt_path=folder / "step=3.ckpt")
     assert first_watched.explained > resumed_watched.explained > 1
     assert differences(first, first_watched) == []
     assert differences(resumed, resumed_watched) == []
@@ -426,7 +426,7 @@ def test_a_signal_in_mid_explanation(tmp_path, number):
         sent.touch()
         os.kill(os.getpid(), number)
 
-    for callbacks in ([InterruptingCallback(interrupt)], watching()):
+    for callbacks in ([InterruptingCallback(interrupt)], watching(each_epoch=True)):
         L.seed_everything(4, verbose=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         saving = ModelCheckpoint(tmp_path / str(len(records)), **ON_EXCEPTION)

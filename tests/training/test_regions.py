@@ -129,7 +129,6 @@ def fit(folder, callback, **options):
     [
         ({"regions": {"part": [None, None]}}, r"regions\['part'\] has 2 entries, and there are 3 samples"),
         ({"regions": lambda item: {}, "alarm": {"patch": 0.3}}, r"alarm=.* watches 'patch', but regions= has none"),
-        ({"regions": lambda item: {}, "prog_bar": ["energy/patch"]}, r"prog_bar=.* watches 'patch', but .* has none"),
         ({"regions": lambda item: {"part": [9, 9, 1, 1]}}, r"regions\['part'\]\[0\]"),
     ],
 )

@@ -332,12 +332,18 @@ def half_gray(images):
     return images * 0 + 0.5
 
 
+def probability(logits, targets):
+    return logits.softmax(1).gather(1, targets[:, None])[:, 0]
+
+
 OTHER_MAPS = {
     "recipe=": {"recipe": replace(QUICK, target_steps=1)},
     "background=": {"background": half_gray},
     "targets=": {"targets": "predicted"},
     "layer=": {"layer": "network.fine"},
-    "recipe= and explainer=": {"recipe": "default", "explainer": lambda model, images, targets: images.mean(1)},
+    "explainer=": {"recipe": "default", "explainer": lambda model, images, targets: images.mean(1)},
+    "score= and inversion_layer=": {"score": probability, "inversion_layer": "network.fine"},
+    "warm_start=": {"warm_start": True},
 }
 
 
@@ -362,6 +368,51 @@ def test_other_layers_are_found_for_another_recipe(tmp_path):
         saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
         layers.append(saved["gfi_lightning"]["gfi"]["layer"])
     assert layers == [["network.fine", "network.coarse"], "network.coarse"]
+
+
+def test_the_next_process_knows_the_method_again(tmp_path):
+    """Where functions lie elsewhere in memory."""
+    resumable(tmp_path, Pictures(), 1, background=half_gray, targets=lambda logits, labels: labels, score=probability)
+    method = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["gfi_lightning"]["gfi"]["method"]
+    assert method["background"] == "half_gray"
+    assert method["score"] == "probability"
+    assert "mask=upsample_then_divide_by_maximum" in method["recipe"]
+    assert " at 0x" not in str(method)
+
+
+SAME_MAPS = {
+    "numbers": ({"targets": 3}, {"targets": np.int64(3)}),
+    "lists": ({"targets": [3, 1]}, {"targets": list(np.array([3, 1]))}),
+    "recipes": ({"recipe": QUICK}, {"recipe": replace(QUICK, inversion_penalty=np.float64(5))}),
+    "the found layer": ({}, {"layer": "network.coarse"}),
+    "schedules and samples": ({}, {"every_n_steps": 4, "num_samples": 2, "per_sample": True}),
+}
+
+
+@pytest.mark.parametrize("name", SAME_MAPS)
+def test_a_resume_that_makes_the_same_maps_compares_them(tmp_path, caplog, name):
+    before, after = SAME_MAPS[name]
+    resumable(tmp_path, Pictures(), 1, **before)
+    resumed = resumable(tmp_path, Pictures(), 2, **after)
+    assert "makes maps by another" not in caplog.text
+    assert scalar_steps(resumed, "gfi/drift")[0] == 7
+
+
+def test_a_checkpoint_of_before_is_taken_for_the_same(tmp_path, caplog):
+    resumable(tmp_path, Pictures(), 1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["gfi_lightning"]["gfi"]["method"]
+    torch.save(checkpoint, path)
+    assert scalar_steps(resumable(tmp_path, Pictures(), 2), "gfi/drift") == [7]
+    assert "makes maps by another" not in caplog.text
+
+
+def test_other_targets_are_explained_in_the_layer_of_the_checkpoint(tmp_path):
+    resumable(tmp_path, Pictures(), 1, layer="network.fine")
+    resumable(tmp_path, Pictures(), 2, targets="predicted")
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["gfi_lightning"]["gfi"]["layer"] == ["network.fine"]
 
 
 @pytest.mark.filterwarnings("default:.*GFICallback.*")
