@@ -144,10 +144,11 @@ def test_every_page_shows_without_a_complaint(site, address, browser):
 @pytest.mark.browser
 def test_equations_show(address, browser):
     browser.get(f"{address}/method/")
+    # On a busy machine the page may be there a moment later.
+    wait_for(lambda: browser.execute_script("return document.querySelectorAll('math[display=block]').length >= 8"))
     heights = browser.execute_script(
         "return [...document.querySelectorAll('math[display=block]')].map(one => one.getBoundingClientRect().height)"
     )
-    assert len(heights) >= 8
     assert min(heights) > 15
     fraction = browser.execute_script("return document.querySelector('mfrac').getBoundingClientRect().height")
     assert fraction > 25  # numerator above denominator: as text it would be a line
