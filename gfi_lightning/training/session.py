@@ -123,10 +123,10 @@ class Session:
         self._call: Call | None = None
         changed = ranks.from_first(lambda: _changed_arguments(settings, restored))
         if changed and restored.get("last_maps") is not None:
-            names = " and ".join(f"{name}=" for name in changed)
+            arguments = " and ".join(f"{name}=" for name in changed)
             inform(
-                f"GFICallback makes maps by another {names} than before the checkpoint: it does not compare them with "
-                "those, and drift starts anew."
+                f"GFICallback makes maps by another {arguments} than before the checkpoint: it does not compare "
+                "them with those, and drift starts anew."
             )
         # Another recipe may ask for another number of layers.
         known_layer = None if {"recipe", "explainer"}.intersection(changed) else restored.get("layer")
