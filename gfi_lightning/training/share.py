@@ -70,7 +70,7 @@ def _in_words(value: Any) -> str:
     if callable(value):
         return inner_name(value)
     if isinstance(value, Real):
-        return f"{float(value):g}"
+        return repr(float(value))
     return value if isinstance(value, str) else "none" if value is None else ", ".join(map(_in_words, value))
 
 
