@@ -122,12 +122,9 @@ class Session:
         self.class_names = as_names(names_of_classes(dataset, self._samples.batch) if names is None else names)
         self._call: Call | None = None
         changed = ranks.from_first(lambda: _changed_arguments(settings, restored))
-        if changed and restored.get("last_maps") is not None:
-            arguments = " and ".join(f"{name}=" for name in changed)
-            inform(
-                f"GFICallback makes maps by another {arguments} than before the checkpoint: it does not compare "
-                "them with those, and drift starts anew."
-            )
+        why_not_comparable = _why_not_comparable(changed, settings.warm_start)
+        if why_not_comparable and restored.get("last_maps") is not None:
+            inform(f"GFICallback {why_not_comparable}: it does not compare them with those, and drift starts anew.")
         # Another recipe may ask for another number of layers.
         known_layer = None if {"recipe", "explainer"}.intersection(changed) else restored.get("layer")
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or known_layer
@@ -135,7 +132,7 @@ class Session:
         self._learned: dict[str, Any] = {}
         self._writes_parameters = True
         same_samples = restored.get("indices", []) == self._samples.indices
-        comparable = same_samples and not changed
+        comparable = same_samples and not why_not_comparable
         # The mean colours of the samples, to notice when the data has changed under the same indices.
         self._colors: Tensor | None = restored.get("colors") if same_samples else None
         self._tracker = CurveTracker(restored if comparable else {})
@@ -492,6 +489,15 @@ def _changed_arguments(settings: Settings, restored: dict[str, Any]) -> list[str
     if settings.layer is not None and layer is not None and as_layers(settings.layer) != as_layers(layer):
         changed.append("layer")
     return changed
+
+
+def _why_not_comparable(changed: Sequence[str], warm_start: bool) -> str:
+    """Why the first maps of a resumed session are no others' successors; empty: they are."""
+    if changed:
+        return f"makes maps by another {' and '.join(f'{name}=' for name in changed)} than before the checkpoint"
+    if warm_start:
+        return "makes its first maps from nothing, which warm_start=True did not before the checkpoint"
+    return ""
 
 
 def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:

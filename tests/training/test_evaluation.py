@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from gfi_lightning import History
+from gfi_lightning import History, UsageError
 from tests.training.modules import (
     WEIGHTS_ONLY,
     Pictures,
@@ -162,3 +162,13 @@ def test_before_a_fit_on_a_ready_batch(tmp_path):
     trainer.fit(module, **loaders())
     training, one = histories(trainer.log_dir)
     assert (training.steps, one.steps) == ([0, 3, 7], [0])
+
+
+def test_a_test_set_may_lack_the_region_of_the_alarm(tmp_path):
+    """As it does where the shortcut is in the training's pictures alone."""
+    callback = quick_callback(regions=lambda item: {}, alarm={"patch": 0.5})
+    trainer = make_trainer(tmp_path, callback, default_root_dir=tmp_path)
+    evaluate(trainer, "test", ToyModule())
+    assert len(History.load(trainer.log_dir)) == 1
+    with pytest.raises(UsageError, match="watches 'patch', but regions= has none"):
+        evaluate(trainer, "validate", ToyModule())

@@ -14,7 +14,15 @@ from gfi_lightning.inversion.start import Start
 from gfi_lightning.testing import assert_harmless
 from gfi_lightning.training.memory import Memory
 from gfi_lightning.training.session import Session
-from tests.training.modules import WEIGHTS_ONLY, ToyModule, loaders, make_trainer, quick_callback
+from tests.training.modules import (
+    WEIGHTS_ONLY,
+    ToyModule,
+    image_steps,
+    loaders,
+    make_trainer,
+    quick_callback,
+    scalar_steps,
+)
 
 DEFAULT = RECIPES["default"]
 STANDING = replace(DEFAULT, inversion_steps=0, target_steps=0)
@@ -176,6 +184,20 @@ def test_a_resumed_fit_starts_cold(tmp_path, runs):
         assert len(runs) == 1
         results.append(weights_of(runs[0])[1])
     assert torch.equal(*results)
+
+
+def test_its_maps_are_not_compared_with_warm_ones(tmp_path, caplog):
+    """Else the start would be drawn as drift of the model."""
+    caplog.set_level("INFO")
+    options = {"recipe": STANDING, "layer": COARSE, "targets": 3, "warm_start": True}
+    trainer, _ = fit(tmp_path, quick_callback(**options))
+    trainer.save_checkpoint(tmp_path / "here.ckpt")
+    assert "makes its first maps from nothing" not in caplog.text
+    resumed = make_trainer(tmp_path, quick_callback(**options), max_epochs=4)
+    resumed.fit(ToyModule(), **loaders(), ckpt_path=tmp_path / "here.ckpt", **WEIGHTS_ONLY)
+    assert caplog.text.count("makes its first maps from nothing") == 1
+    assert image_steps(resumed) == [11, 15]
+    assert scalar_steps(resumed, "gfi/drift") == [15]
 
 
 def test_a_second_fit_starts_cold(tmp_path, runs):
