@@ -27,7 +27,7 @@ docs: $(INSTALLED)
 performance: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/performance.py --data ../shared/data/voc07
 
-# Types take a minute of one core, so they are checked while the tests run, and reported at the end.
+# Types are checked while the tests run, and reported at the end.
 test: lint
 	@$(VENV)/bin/mypy >$(VENV)/types.txt 2>&1 & types=$$!; \
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto; tests=$$?; \

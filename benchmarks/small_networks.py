@@ -1,4 +1,4 @@
-"""Train two small networks from scratch, and make their images a folder in VOC's form, for quality.py.
+"""Train small networks from scratch, and make their images a folder in VOC's form, for quality.py.
 
     python benchmarks/small_networks.py --data IMAGES --out FOLDER
     GFI_SMALL_NETWORKS=FOLDER python benchmarks/quality.py --network bench.small:resnet \
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="a folder for images, lists and weights")
     parser.add_argument("--networks", nargs="+", default=[*KINDS], choices=[*KINDS])
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, help="none given: those of each network")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     write_voc(options.data, options.out)

@@ -55,7 +55,8 @@ _SMALLEST = {"resolutions": 1, "inversion_steps": 0, "target_steps": 0, "evidenc
 _POSITIVE, _NOT_NEGATIVE, _ANY = "a positive number", "a number, at least 0", "a finite number"
 _NUMBERS = {
     **dict.fromkeys(("initial_weight", "learning_rate", "largest_learning_rate", "coarsest_power"), _POSITIVE),
-    **dict.fromkeys(("evidence_noise", "evidence_against", "reference_signal_to_noise", "tolerance"), _NOT_NEGATIVE),
+    **dict.fromkeys(("evidence_noise", "evidence_against", "tolerance"), _NOT_NEGATIVE),
+    **dict.fromkeys(("reference_signal_to_noise", "reference_agreement"), _NOT_NEGATIVE),
     **dict.fromkeys(("inversion_penalty", "target_penalty", "multilabel_target_penalty"), _NOT_NEGATIVE),
     **dict.fromkeys(("removed_weight", "inversion_area_penalty", "target_area_penalty"), _ANY),
 }
@@ -106,7 +107,12 @@ class Recipe:
             but the network's head; for images of one value, which get no noise; for those without evidence in some
             layer; and for those that start in all layers from an earlier ω, so that none depends on the others of its
             batch.
-        largest_learning_rate: that this may lead to.
+        reference_agreement: with one base layer, how far the kept and the removed image have to agree about the mask
+            for stage 2 to take larger steps than those of learning_rate. With a, the
+            :func:`~gfi_lightning.inversion.stages.agreement` of the gradients of f_c(Φ) and of −f_c(Φ_bg) by the mask
+            at the first step, they are a / this times as large, if that is more than 1, and at most
+            largest_learning_rate. All take the same steps where this is 0, and those that start from an earlier ω.
+        largest_learning_rate: that these may lead to.
         schedule: by what the learning rate is multiplied, from the steps taken and the steps of the stage.
         one_optimizer: stage 2 goes on with the optimiser of stage 1, its state and its learning rate;
             otherwise it starts afresh.
@@ -139,6 +145,7 @@ class Recipe:
     optimizer: OptimizerClass = Adam
     learning_rate: float = 0.01
     reference_signal_to_noise: float = 0.0
+    reference_agreement: float = 0.0
     largest_learning_rate: float = 1.0
     schedule: Schedule = halved_every_10
     one_optimizer: bool = False
@@ -160,7 +167,8 @@ class Recipe:
                 "noise is added in one pass and subtracted in the next. One pass without noise: evidence_passes=1, "
                 "evidence_noise=0."
             )
-        if self.reference_signal_to_noise > 0 and self.largest_learning_rate < self.learning_rate:
+        by_image = self.reference_signal_to_noise > 0 or self.reference_agreement > 0
+        if by_image and self.largest_learning_rate < self.learning_rate:
             raise UsageError(
                 f"Recipe: largest_learning_rate={self.largest_learning_rate} is below "
                 f"learning_rate={self.learning_rate}: raise the first or lower the second."
@@ -203,6 +211,7 @@ DEFAULT = Recipe(
     optimizer=Multiplicative,
     learning_rate=0.16,
     reference_signal_to_noise=2.5,
+    reference_agreement=0.15,
     schedule=cosine,
 )
 """The method without what ties the other two to one network: errors and steps are relative, the objective does not
@@ -210,7 +219,8 @@ saturate, and it is the mask's area that is kept small, not ω, which min-max ma
 to 0, and the map with it, wherever the scores hardly depend on the image, as in an untrained network.) The coarse base
 layer says which object, the finer one where it ends. Where a gradient changes with a little noise in the image, as it
 does in large networks, many or large steps follow the noise; where it does not, as in small ones, they follow the
-target. docs/quality.md has the figures."""
+target. With one base layer it is the kept and the removed image that tell how far a step leads. docs/quality.md has the
+figures."""
 
 RECIPES = {"default": DEFAULT, "paper": PAPER, "release": RELEASE}
 

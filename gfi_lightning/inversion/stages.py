@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gfi_lightning.inversion.backgrounds import with_noise
 from gfi_lightning.inversion.layers import image_size
@@ -26,8 +27,9 @@ from gfi_lightning.inversion.scores import (
 )
 from gfi_lightning.inversion.start import Start, Warm
 
-Slope = Callable[[Chunk, Tensor, Tensor], Tensor]
-"""From images of a chunk, their numbers in it, and their masks (N, 1, H, W) to the gradient of a stage's loss by these.
+Slope = Callable[[Chunk, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images of a chunk, their numbers in it, and their masks (N, 1, H, W) to the gradient of a stage's loss by these,
+and to the pace at which the images go on, (N, 1).
 
 So the network's graph never meets the mask's, and is gone before the next pass begins."""
 
@@ -58,10 +60,10 @@ def invert(
     if start is not None:
         chunk = Warm.of(chunk, recipe, start, None).or_else(chunk)
 
-    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         kept, _ = blend(part, mask)
         (gradient,) = _gradients(lambda one: recipe.error(network.features(one), look.features[numbers]), [kept])
-        return _by_mask(part, gradient) + recipe.inversion_area_penalty / mask[0].numel()
+        return _by_mask(part, gradient) + recipe.inversion_area_penalty / mask[0].numel(), part.pace
 
     return _descend(chunk, recipe, slope, recipe.inversion_penalty, recipe.inversion_steps)
 
@@ -106,12 +108,19 @@ def refine(
         seen[versions, numbers] = scores.to(seen).unflatten(0, (copies, -1))
         return values
 
-    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> Tensor:
+    steps_before = chunk.optimizers[0].steps
+
+    def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         versions, gradients = list(blend(part, mask)), list[Tensor]()
         for some in _at_once(2, len(numbers), most):
             gradients += _gradients(partial(wanted, some, numbers), versions[some])
         kept, removed = gradients
-        return recipe.target_area_penalty / mask[0].numel() - _by_mask(part, kept + recipe.removed_weight * removed)
+        pace = part.pace
+        if _asks_for_agreement(recipe, part) and part.optimizers[0].steps == steps_before:
+            agreed = _pace_by_agreement(recipe, _by_mask(part, kept), _by_mask(part, removed))
+            pace = torch.where(pace.isnan(), agreed.to(pace), pace)
+        by_mask = _by_mask(part, kept + recipe.removed_weight * removed)
+        return recipe.target_area_penalty / mask[0].numel() - by_mask, pace
 
     chunk = _descend(chunk, recipe, slope, _target_penalty(recipe, score), recipe.target_steps)
     if recipe.target_steps == 0:
@@ -179,7 +188,8 @@ def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, slope: Slope, penalty: 
     weights = tuple(one.detach().requires_grad_() for one in chunk.weights)
     mask = mask_of(chunk, recipe, weights)
     # Of the SUM of the images' losses: each row of ω then gets its own image's gradient and nothing else.
-    outputs, slopes = [mask], [slope(chunk, numbers, mask.detach()).to(mask)]
+    by_mask, pace = slope(chunk, numbers, mask.detach())
+    outputs, slopes = [mask], [by_mask.to(mask)]
     if penalty > 0:
         penalties = [one for one in map(recipe.penalty, weights) if one.requires_grad]
         outputs += penalties
@@ -188,11 +198,10 @@ def _step(chunk: Chunk, numbers: Tensor, recipe: Recipe, slope: Slope, penalty: 
     learning_rate = recipe.learning_rate * recipe.schedule(chunk.optimizers[0].steps, steps)
     triples = zip(chunk.optimizers, weights, gradients, strict=True)
     moved = [
-        optimizer.step(one.detach(), gradient, learning_rate, chunk.pace.to(one))
-        for optimizer, one, gradient in triples
+        optimizer.step(one.detach(), gradient, learning_rate, pace.to(one)) for optimizer, one, gradient in triples
     ]
     optimizers, moved_weights = zip(*moved, strict=True)
-    return replace(chunk, weights=moved_weights, optimizers=optimizers)
+    return replace(chunk, weights=moved_weights, optimizers=optimizers, pace=pace)
 
 
 def _joined(parts: Sequence[tuple[Tensor, Chunk]], chunk: Chunk, steps: int) -> Chunk:
@@ -207,6 +216,7 @@ def _joined(parts: Sequence[tuple[Tensor, Chunk]], chunk: Chunk, steps: int) -> 
     return replace(
         chunk,
         weights=tuple(torch.cat([part.weights[layer] for _, part in parts])[order] for layer in layers),
+        pace=torch.cat([part.pace for _, part in parts])[order],
         optimizers=tuple(
             joined([part.optimizers[layer] for _, part in parts], chunk.optimizers[layer].steps + steps)[order]
             for layer in layers
@@ -235,6 +245,8 @@ def _at_start(recipe: Recipe, chunk: Chunk, start: Start | None, with_evidence: 
         if start.skips_evidence and warm.is_complete:
             return warm.chunk
     cold = with_evidence() if recipe.evidence_passes > 0 else chunk
+    if _asks_for_agreement(recipe, cold):
+        cold = replace(cold, pace=torch.full_like(cold.pace, torch.nan))  # the first step will tell
     return cold if warm is None else warm.or_else(cold)
 
 
@@ -286,6 +298,40 @@ def _pace(recipe: Recipe, passes: Sequence[Tensor], images: Tensor) -> Tensor:
     flat = images.flatten(1)
     silent = pace.isnan() | (flat.amax(1) == flat.amin(1))  # the noise is a share of the image's range
     return torch.where(silent, 1.0, pace)[:, None]
+
+
+def _asks_for_agreement(recipe: Recipe, chunk: Chunk) -> bool:
+    return recipe.reference_agreement > 0 and len(chunk.maps) == 1
+
+
+def _pace_by_agreement(recipe: Recipe, kept: Tensor, removed: Tensor) -> Tensor:
+    """By what the learning rate is multiplied for each image, (N, 1), from two gradients by its mask, (N, 1, H, W)."""
+    pace = agreement(kept, removed) / recipe.reference_agreement
+    most = recipe.largest_learning_rate / recipe.learning_rate
+    return torch.where(pace.isnan(), 1.0, pace.clamp(1, most))[:, None]
+
+
+def agreement(one: Tensor, other: Tensor) -> Tensor:
+    """The cotangent of the angle between two gradients, as far as it is below a right one.
+
+    Were both the same vector with noise of their own, much larger than it, this would be the ratio of their powers.
+
+    Args:
+        one: shape (N, ...).
+        other: the same shape.
+
+    Returns:
+        (N,), 0 or positive; infinite, or by rounding very large, where both have the same direction; NaN where one of
+        them is zero.
+    """
+    cosine = F.cosine_similarity(_relative(one), _relative(other)).clamp(0, 1)
+    return cosine / (1 - cosine.square()).sqrt()
+
+
+def _relative(values: Tensor) -> Tensor:
+    """Values (N, ...) as (N, M), by the largest of each row: so their squares do not vanish."""
+    flat = values.flatten(1)
+    return flat / flat.abs().amax(1, keepdim=True)
 
 
 def signal_to_noise(evidence: Tensor) -> Tensor:

@@ -471,12 +471,23 @@ class GFICallback(L.Callback):
             self._session = Session(
                 self._settings, loader, self._restored, self._faults.warn, self._faults.inform, ranks
             )
-        # A function's names are known only now; a test set may lack what the validation set has.
-        if callable(self._settings.regions) and trainer.state.fn != "test":
-            check_watched(self._wishes.alarm, (), self._session.regions)
+        if callable(self._settings.regions):  # whose names are known only now
+            self._check_alarm(self._session.regions, may_lack=trainer.state.fn == "test")
         self._last_step = self._restored.get("last_step")
         self._updates_at_last_run = self._restored.get("updates_at_last_run")
         return self._session
+
+    def _check_alarm(self, regions: Sequence[str], may_lack: bool) -> None:
+        """Refuse an alarm of a region that does not exist; a test set may lack what the validation set has."""
+        alarm = self._wishes.alarm
+        if not may_lack:
+            check_watched(alarm, (), regions)
+        elif lacking := [name for name in alarm if name not in regions]:
+            names = ", ".join(map(repr, lacking))
+            self._faults.inform(
+                f"GFICallback: alarm= watches {names}, and regions= finds no such region in the test set."
+            )
+            self._wishes = replace(self._wishes, alarm={name: alarm[name] for name in alarm if name in regions})
 
     def _places(self, trainer: L.Trainer) -> tuple[Path | None, bool]:
         """The log directory, None: nothing is to be written; and whether anybody sees pictures. On the first rank."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import small_networks
 import torch
-from bench.networks import find_network
+from bench.networks import find_network, peer_layers
+from bench.peers import grad_cam
 from bench.small import FOLDER, KINDS, preprocess, train
 from bench.voc import read_ids, read_photographs
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from gfi_lightning import GuidedFeatureInversion, UsageError
 
 BOXES = {"red": [4, 8, 19, 31], "blue": [30, 20, 60, 50]}
+GRIDS = {"resnet": (16, 16), "plain": (16, 16), "vit": (8, 8), "swin": (8, 8)}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 
@@ -37,7 +39,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("small") / "out"
-    small_networks.main(["--data", str(tiny), "--out", str(out), "--epochs", "8"])
+    small_networks.main(["--data", str(tiny), "--out", str(out), "--epochs", "16"])
     return out
 
 
@@ -63,7 +65,10 @@ def test_a_trained_network_is_found_and_recognises_its_classes(made, monkeypatch
     with torch.no_grad():
         predicted = network.model(images).argmax(1).tolist()
     assert [network.class_names[index] for index in predicted] == [one.classes[0] for one in photographs]
-    assert GuidedFeatureInversion(network.model).explain(images[:2]).grid == (16, 16)
+    assert GuidedFeatureInversion(network.model).explain(images[:2]).grid == GRIDS[kind]
+    layers = network.layers or peer_layers(network.model, images[:1])
+    for layer in layers:
+        assert grad_cam(network.model, images[:2], torch.tensor([0, 1]), layer=layer).amax((1, 2)).gt(0).any()
 
 
 def test_the_same_seed_trains_the_same_network():

@@ -111,7 +111,9 @@ def scaled(maps):
 
 
 def product_mask(weights, maps, size, power):
-    """Both layers' masks, the coarse one (the last) to a power."""
+    """Both layers' masks, the coarse one (the last) to a power; of one layer its mask."""
+    if len(maps) == 1:
+        return paper_mask(weights[0], maps[0][None], size)
     product = 1
     for number, (w, a) in enumerate(zip(weights, maps, strict=True)):
         mask = paper_mask(w, a[None], size)
@@ -184,8 +186,8 @@ def explain_like_default(model, image, target, background, layers, recipe):
             passes.append(torch.stack(per_channel))
         evidence.append(sum(passes) / len(passes))
         ratios.append(signal_to_noise(passes))
-    evidence[0] = torch.where(evidence[0] > 0, evidence[0], 0.0)
-    evidence[1] = torch.where(evidence[1] > 0, evidence[1], recipe.evidence_against * evidence[1])
+    evidence[:-1] = [torch.where(one > 0, one, 0.0) for one in evidence[:-1]]
+    evidence[-1] = torch.where(evidence[-1] > 0, evidence[-1], recipe.evidence_against * evidence[-1])
     maps = [a * e.sign()[:, None, None] for a, e in zip(maps, evidence, strict=True)]
     weights = [w * e.abs() / (w * e.abs()).norm() for w, e in zip(weights, evidence, strict=True)]
 
@@ -195,8 +197,19 @@ def explain_like_default(model, image, target, background, layers, recipe):
         gain = log_odds(model(kept), target) - recipe.removed_weight * log_odds(model(removed), target)
         return recipe.target_area_penalty * mask.mean() - gain
 
+    def cotangent():
+        """Of the angle between what the kept and the removed image ask of the mask."""
+        mask = product_mask(weights, maps, size, recipe.coarsest_power).detach().requires_grad_()
+        kept, removed = mix(mask)
+        (kept,) = torch.autograd.grad(log_odds(model(kept), target), mask)
+        (removed,) = torch.autograd.grad(-log_odds(model(removed), target), mask)
+        cosine = float((kept * removed).sum() / kept.norm() / removed.norm())
+        return 1 / math.tan(math.acos(cosine)) if cosine > 0 else 0.0
+
     rate = recipe.learning_rate
-    if recipe.reference_signal_to_noise > 0:
+    if len(layers) == 1 and recipe.reference_agreement > 0:
+        rate = max(rate, min(rate * cotangent() / recipe.reference_agreement, recipe.largest_learning_rate))
+    elif recipe.reference_signal_to_noise > 0:
         rate = min(rate * math.sqrt(min(ratios) / recipe.reference_signal_to_noise), recipe.largest_learning_rate)
     weights = multiplicative_descent(weights, stage_2, recipe.target_steps, rate)
     mask = product_mask(weights, maps, size, recipe.coarsest_power)

@@ -70,19 +70,26 @@ def test_sigmoid_raises_the_papers_penalty_to_that_of_several_labels():
     assert max(weights) > 10 * TOLERANCE, "the two penalties give the same: the test would not tell them apart"
 
 
-STEPS = [{}, {"largest_learning_rate": 0.5}, {"reference_signal_to_noise": 0.0}]  # of which the second limits some
+STEPS = {
+    "default": {},
+    "limited": {"largest_learning_rate": 0.5},
+    "not limited": {"reference_agreement": 1.0},
+    "the same for all": {"reference_signal_to_noise": 0.0, "reference_agreement": 0.0},
+}
 
 
 @pytest.mark.parametrize("seed", [1, 3])
-@pytest.mark.parametrize("steps", STEPS, ids=["default", "limited", "the same for all"])
-def test_default(seed, steps):
-    model, images, recipe = ToyCNN(seed=seed).double(), random_images(3, seed=seed), replace(DEFAULT, **steps)
-    gfi = GuidedFeatureInversion(model, recipe=recipe)
+@pytest.mark.parametrize("layers", [("fine", "coarse"), ("coarse",), ("fine",)], ids="-".join)
+@pytest.mark.parametrize("steps", STEPS)
+def test_default(seed, layers, steps):
+    model, images = ToyCNN(seed=seed).double(), random_images(3, seed=seed)
+    recipe = replace(DEFAULT, **STEPS[steps])
+    gfi = GuidedFeatureInversion(model, None if len(layers) == 2 else layers, recipe=recipe, inversion_layer=layers[-1])
     explanation = gfi.explain(images)
-    assert gfi.layer == ("fine", "coarse")
+    assert gfi.layer == (layers if len(layers) == 2 else layers[0])
     behind = background_function("blur")(images)
     for number, target in enumerate(model(images).argmax(1)):
         one = slice(number, number + 1)
-        expected = explain_like_default(model, images[one], target, behind[one], ("fine", "coarse"), recipe)
+        expected = explain_like_default(model, images[one], target, behind[one], layers, recipe)
         assert_agrees(explanation, number, *expected)
     assert not explanation.degenerate.any()

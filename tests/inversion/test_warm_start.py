@@ -14,7 +14,7 @@ from tests.networks import ToyCNN, random_images
 DEFAULT = RECIPES["default"]
 STANDING = replace(DEFAULT, inversion_steps=0, target_steps=0)
 TOLERANT = replace(DEFAULT, tolerance=0.01)
-ALIKE = replace(DEFAULT, reference_signal_to_noise=0.0)
+ALIKE = replace(DEFAULT, reference_signal_to_noise=0.0, reference_agreement=0.0)
 FIELDS = ("heatmaps", "foreground", "weights", "signs", "score", "preserved", "removed", "degenerate")
 TARGETS = torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2]])
 CHANNELS = {"fine": 8, "coarse": 6}

@@ -164,11 +164,16 @@ def test_before_a_fit_on_a_ready_batch(tmp_path):
     assert (training.steps, one.steps) == ([0, 3, 7], [0])
 
 
-def test_a_test_set_may_lack_the_region_of_the_alarm(tmp_path):
+@pytest.mark.filterwarnings("default:.*GFICallback.*")
+def test_a_test_set_may_lack_the_region_of_the_alarm(tmp_path, caplog):
     """As it does where the shortcut is in the training's pictures alone."""
-    callback = quick_callback(regions=lambda item: {}, alarm={"patch": 0.5})
+    caplog.set_level("INFO")
+    everything = {"everything": [0, 0, 16, 16]}
+    callback = quick_callback(regions=lambda item: everything, alarm={"patch": 0.5, "everything": 0.5})
     trainer = make_trainer(tmp_path, callback, default_root_dir=tmp_path)
-    evaluate(trainer, "test", ToyModule())
+    with pytest.warns(UserWarning, match="in the region 'everything'"):
+        evaluate(trainer, "test", ToyModule())
+    assert "alarm= watches 'patch', and regions= finds no such region in the test set." in caplog.text
     assert len(History.load(trainer.log_dir)) == 1
-    with pytest.raises(UsageError, match="watches 'patch', but regions= has none"):
+    with pytest.raises(UsageError, match="watches 'patch', but regions= has 'everything'"):
         evaluate(trainer, "validate", ToyModule())
