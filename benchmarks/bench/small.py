@@ -126,7 +126,10 @@ class Kind:
 
 _SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
 _ADAMW = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
-_VIT_LAYERS = ("encoder.layers.encoder_layer_3.grid", "encoder.layers.encoder_layer_4.grid")  # the head reads no patch
+_VIT_LAYERS = (
+    "encoder.layers.encoder_layer_3.grid",
+    "encoder.layers.encoder_layer_4.grid",
+)  # of block 5 the head reads no patch
 
 KINDS = {
     "resnet": Kind(small_resnet, 14, _SGD),

@@ -124,7 +124,7 @@ class Session:
         changed = ranks.from_first(lambda: _changed_arguments(settings, restored))
         why_not_comparable = _why_not_comparable(changed, settings.warm_start)
         if why_not_comparable and restored.get("last_maps") is not None:
-            inform(f"GFICallback {why_not_comparable}: it compares none with those, and drift starts anew.")
+            inform(f"GFICallback {why_not_comparable}: it does not compare them with those, and drift starts anew.")
         # Another recipe may ask for another number of layers.
         known_layer = None if {"recipe", "explainer"}.intersection(changed) else restored.get("layer")
         self._layer: LayerLike | Sequence[LayerLike] | None = settings.layer or known_layer
