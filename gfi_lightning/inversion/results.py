@@ -194,7 +194,8 @@ class Chunk:
         weights: ω of each base layer, (N, K).
         signs: of each feature map in the mask, (N, K), int8; the maps are multiplied by them already.
         optimizers: the optimiser's state for each.
-        pace: by what the learning rate is multiplied for each image, and its target, (N, 1).
+        pace: by what the learning rate is multiplied for each image, and its target, (N, 1); NaN where the first step
+            of stage 2 is to tell.
     """
 
     images: Tensor
