@@ -38,6 +38,20 @@ class ToyCNN(nn.Module):
         return self.head(self.coarse(self.pool(self.fine(images))))
 
 
+class ToyPatches(ToyCNN):
+    """The same function, whose feature maps also come as patches: channels last where fine, as tokens where coarse."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.fine_patches, self.coarse_patches = nn.Sequential(), nn.Sequential()
+
+    def forward(self, images):
+        fine = self.fine_patches(self.fine(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        coarse = self.coarse(self.pool(fine))
+        tokens = self.coarse_patches(coarse.flatten(2).transpose(1, 2))
+        return self.head(tokens.transpose(1, 2).unflatten(2, coarse.shape[2:]))
+
+
 def random_images(count: int, size: int = 16, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
     """Smooth random images, shape (count, 3, size, size), roughly in [-2, 2]."""
     generator = torch.Generator().manual_seed(seed)

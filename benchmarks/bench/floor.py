@@ -1,4 +1,7 @@
-"""The floor of an explanation's time: the passes through the network that it cannot do without, and nothing else."""
+"""The floor of an explanation's time: the passes through the network that it cannot do without, and nothing else.
+
+Of networks whose base layers have the channels first; where they give patches, there are more for the evidence.
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress

@@ -271,10 +271,11 @@ class GuidedFeatureInversion:
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
-        A few more may be needed in the first explanation, to find the layer or to get at a gradient, and on a GPU
-        more, of fewer images each, once it is known how much a pass keeps; twice as many in stage 2, where it turns out
-        that kept and removed images together take too much memory; and fewer than that where a recipe has a tolerance,
-        or where a start makes passes for the evidence needless.
+        A few more may be needed in the first explanation, to find the layer or to get at a gradient, and for the
+        evidence where base layers turn out to give patches; on a GPU more, of fewer images each, once it is known how
+        much a pass keeps; twice as many in stage 2, where it turns out that kept and removed images together take too
+        much memory; and fewer than that where a recipe has a tolerance, or where a start makes passes for the evidence
+        needless.
 
         Args:
             images: shape (N, C, H, W).
@@ -293,7 +294,7 @@ class GuidedFeatureInversion:
         """
         size, most = self.capacity.chunk_size_for(images), self.capacity.most_at_once(images)
         parts = [part for chunk in pairs for part in _parts(chunk, size)]
-        of_parts = [stages.passes_of(self.recipe, part, most) for part in parts]
+        of_parts = [stages.passes_of(self.recipe, part, most, self._network.gives_patches) for part in parts]
         return sum(evidence + step * max(self.recipe.target_steps, 1) for evidence, step in of_parts)
 
     def _lay_out_for(self, images: Tensor) -> None:

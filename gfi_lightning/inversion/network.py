@@ -143,6 +143,8 @@ class Network:
         self._announce = announce or logger.info
         self._lifts_no_grad = False
         self.precision = Precision()
+        # Whether some base layer gives patches, tokens or maps with the channels last; known after the first look.
+        self.gives_patches = False
         self.channels_last = False  # the memory format in which the model gets its images
         self.kept_bytes: dict[Kind, float | None] = {}  # see bytes_per_image; to be handed on to who explains the same
 
@@ -218,6 +220,8 @@ class Network:
             }
         self._calls = {layer: capture.call for layer, capture in captures.items()}
         maps = tuple(self._maps(layer, captures[layer], images) for layer in self.base)
+        own = [cast(Tensor, captures[layer].output) for layer in self.base]
+        self.gives_patches = any(one.shape != two.shape for one, two in zip(own, maps, strict=True))
         features = captures[self.inversion]
         if features.output is None:
             raise self._unusable(self.inversion, _why_no_maps(features), images, "inversion_layer")

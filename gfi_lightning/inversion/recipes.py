@@ -94,15 +94,23 @@ class Recipe:
             many passes each way; 0: ω stays as stage 1 left it.
         evidence_noise: of the images in those passes, as a share of each image's range. The noise is Gaussian and
             always the same; it is added in one pass and subtracted in the next (SmoothGrad, Smilkov et al. 2017).
+        evidence_by_mask: where the module of some base layer returns patches, as those of transformers do (tokens, or
+            maps with the channels last), attention has mixed what positions know. There the mask is asked for evidence
+            as well: for each feature map the mean of the gradient of f_c with respect to a mask that keeps half of
+            everything, weighed by the map, less that gradient's mean over all positions. That takes one more pass each
+            way, and a forward pass over the kept and the removed images that either kind of evidence leads to. Both
+            kinds are scaled to norm 1 in each layer, and weighed by e^−L, with L, stage 2's loss (without the penalty
+            on ω) where it would begin with the one or the other. Where one tells nothing, the other stands alone. Needs
+            ``evidence_passes``.
         evidence_against: how much evidence against the target counts in the coarsest layer, beside that for it.
         coarsest_power: the power of the coarsest layer's mask in the product of several.
         optimizer: of ω, :class:`~gfi_lightning.inversion.optimizer.Adam` or
             :class:`~gfi_lightning.inversion.optimizer.Multiplicative`.
         learning_rate: of the optimiser.
-        reference_signal_to_noise: the signal-to-noise ratio r of the evidence at which stage 2 takes steps of
-            learning_rate. For an image and target of another ratio they are √(r / this) times as large, so none at all
-            where r is 0, and at most largest_learning_rate; r is that of
-            :func:`~gfi_lightning.inversion.stages.signal_to_noise` in the layer where it is lowest. All take the same
+        reference_signal_to_noise: the signal-to-noise ratio r of the feature maps' evidence at which stage 2 takes
+            steps of learning_rate. For an image and target of another ratio they are √(r / this) times as large, so
+            none at all where r is 0, and at most largest_learning_rate; r is that of
+            :func:`~gfi_lightning.inversion.evidence.signal_to_noise` in the layer where it is lowest. All take the same
             steps where this is 0 or the passes are without noise; with one base layer, as then r may tell of nothing
             but the network's head; for images of one value, which get no noise; for those without evidence in some
             layer; and for those that start in all layers from an earlier ω, so that none depends on the others of its
@@ -140,6 +148,7 @@ class Recipe:
     initial_weight: float = 0.1
     evidence_passes: int = 0
     evidence_noise: float = 0.0
+    evidence_by_mask: bool = False
     evidence_against: float = 1.0
     coarsest_power: float = 1.0
     optimizer: OptimizerClass = Adam
@@ -206,6 +215,7 @@ DEFAULT = Recipe(
     unit_range=True,
     evidence_passes=4,
     evidence_noise=0.1,
+    evidence_by_mask=True,
     evidence_against=0.95,
     coarsest_power=2.0,
     optimizer=Multiplicative,
@@ -219,7 +229,8 @@ saturate, and it is the mask's area that is kept small, not ω, which min-max ma
 to 0, and the map with it, wherever the scores hardly depend on the image, as in an untrained network.) The coarse base
 layer says which object, the finer one where it ends. Where a gradient changes with a little noise in the image, as it
 does in large networks, many or large steps follow the noise; where it does not, as in small ones, they follow the
-target. With one base layer it is the kept and the removed image that tell how far a step leads. docs/quality.md has the
+target. With one base layer it is the kept and the removed image that tell how far a step leads. And where attention has
+mixed what positions know, the image's own gradient tells as well which feature maps matter. docs/quality.md has the
 figures."""
 
 RECIPES = {"default": DEFAULT, "paper": PAPER, "release": RELEASE}

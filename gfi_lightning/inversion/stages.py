@@ -3,28 +3,26 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gfi_lightning.inversion.backgrounds import with_noise
-from gfi_lightning.inversion.layers import image_size
-from gfi_lightning.inversion.masks import mask_from, minmax
-from gfi_lightning.inversion.network import Look, Network, gradients_by, several_ranks
-from gfi_lightning.inversion.optimizer import joined, unit_norm
+from gfi_lightning.inversion.blending import (
+    at_once,
+    blend,
+    gradient_by_mask,
+    gradients_by_images,
+    mask_of,
+    objective,
+)
+from gfi_lightning.inversion.evidence import forward_passes, with_evidence
+from gfi_lightning.inversion.masks import minmax
+from gfi_lightning.inversion.network import Look, Network, several_ranks
+from gfi_lightning.inversion.optimizer import joined
 from gfi_lightning.inversion.recipes import Recipe
 from gfi_lightning.inversion.results import Chunk
-from gfi_lightning.inversion.scores import (
-    Question,
-    ScoreFunction,
-    at_least_float32,
-    log_odds,
-    scores_of_rows,
-    target_scores,
-)
+from gfi_lightning.inversion.scores import Question, ScoreFunction, scores_of_rows
 from gfi_lightning.inversion.start import Start, Warm
 
 Slope = Callable[[Chunk, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,8 +60,10 @@ def invert(
 
     def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         kept, _ = blend(part, mask)
-        (gradient,) = _gradients(lambda one: recipe.error(network.features(one), look.features[numbers]), [kept])
-        return _by_mask(part, gradient) + recipe.inversion_area_penalty / mask[0].numel(), part.pace
+        (gradient,) = gradients_by_images(
+            lambda one: recipe.error(network.features(one), look.features[numbers]), [kept]
+        )
+        return gradient_by_mask(part, gradient) + recipe.inversion_area_penalty / mask[0].numel(), part.pace
 
     return _descend(chunk, recipe, slope, recipe.inversion_penalty, recipe.inversion_steps)
 
@@ -91,7 +91,7 @@ def refine(
     Returns:
         The fields of an :class:`~gfi_lightning.Explanation`, each of shape (P, ...).
     """
-    chunk = _at_start(recipe, chunk, start, lambda: _with_evidence(network, recipe, score, chunk, question, most))
+    chunk = _at_start(recipe, chunk, start, lambda: with_evidence(network, recipe, score, chunk, question, most))
     if not recipe.one_optimizer:
         chunk = replace(chunk, optimizers=tuple(map(recipe.optimizer.start, chunk.weights)))
     untouched = scores_of_rows(chunk.output, chunk.count, question, score)
@@ -101,7 +101,7 @@ def refine(
         """What is to be high for the kept images and low for the removed ones, of some or both versions."""
         copies = versions.stop - versions.start
         asked, output = question[numbers].repeated(copies), network.output(images)
-        values = _objective(recipe, score, asked, output)
+        values = objective(recipe, score, asked, output)
         is_score = callable(score) or not recipe.log_odds
         scores = values.detach() if is_score else values.detach().sigmoid()  # the probability of these log-odds
         # Each time, because this may be the last pass of some.
@@ -112,14 +112,14 @@ def refine(
 
     def slope(part: Chunk, numbers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         versions, gradients = list(blend(part, mask)), list[Tensor]()
-        for some in _at_once(2, len(numbers), most):
-            gradients += _gradients(partial(wanted, some, numbers), versions[some])
+        for some in at_once(2, len(numbers), most):
+            gradients += gradients_by_images(partial(wanted, some, numbers), versions[some])
         kept, removed = gradients
         pace = part.pace
         if _asks_for_agreement(recipe, part) and part.optimizers[0].steps == steps_before:
-            agreed = _pace_by_agreement(recipe, _by_mask(part, kept), _by_mask(part, removed))
+            agreed = _pace_by_agreement(recipe, gradient_by_mask(part, kept), gradient_by_mask(part, removed))
             pace = torch.where(pace.isnan(), agreed.to(pace), pace)
-        by_mask = _by_mask(part, kept + recipe.removed_weight * removed)
+        by_mask = gradient_by_mask(part, kept + recipe.removed_weight * removed)
         return recipe.target_area_penalty / mask[0].numel() - by_mask, pace
 
     chunk = _descend(chunk, recipe, slope, _target_penalty(recipe, score), recipe.target_steps)
@@ -127,34 +127,10 @@ def refine(
         with torch.no_grad():
             everyone = torch.arange(len(untouched), device=untouched.device)
             versions = list(blend(chunk, mask_of(chunk, recipe, chunk.weights)))
-            for some in _at_once(2, len(everyone), most):
+            for some in at_once(2, len(everyone), most):
                 wanted(some, everyone, torch.cat(versions[some]))
     found = cleaned(heatmaps_of(chunk, recipe, chunk.weights), torch.cat(chunk.weights, 1), untouched, *seen)
     return found | {"signs": torch.cat(chunk.signs, 1)}
-
-
-def _gradients(objective: Callable[[Tensor], Tensor], versions: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of an objective by each version of some images, at least float32.
-
-    Args:
-        objective: from all versions, one behind the other, to one number for each image of each.
-        versions: shapes (N, C, H, W).
-    """
-    leaves = [version.detach().requires_grad_() for version in versions]
-    values = objective(torch.cat(leaves))  # no leaf, as a model may work in place
-    return list(map(at_least_float32, gradients_by(leaves, values)))
-
-
-def _by_mask(chunk: Chunk, gradient: Tensor) -> Tensor:
-    """The gradient by the masks, (N, 1, H, W), from that by the kept images; of the removed ones it is the negative."""
-    difference = chunk.images.to(gradient) - chunk.background.to(gradient)
-    return difference.mul_(gradient).sum(1, keepdim=True)
-
-
-def _objective(recipe: Recipe, score: str | ScoreFunction, question: Question, output: Any) -> Tensor:
-    """What stage 2 wants to be high for the kept images, and low for the removed ones."""
-    scored = log_odds if recipe.log_odds else target_scores
-    return scored(output, question.targets, score, question.against)
 
 
 def _target_penalty(recipe: Recipe, score: str | ScoreFunction) -> float:
@@ -224,11 +200,6 @@ def _joined(parts: Sequence[tuple[Tensor, Chunk]], chunk: Chunk, steps: int) -> 
     )
 
 
-def mask_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
-    """The mask, (N, 1, H, W), that the weights ω of each base layer, (N, K), make."""
-    return mask_from(weights, chunk.maps, image_size(chunk.images), recipe.mask, recipe.coarsest_power)
-
-
 def heatmaps_of(chunk: Chunk, recipe: Recipe, weights: Sequence[Tensor]) -> Tensor:
     """The mask as a picture: (N, H, W), float32 in [0, 1], zero where it means nothing."""
     with torch.no_grad():
@@ -248,56 +219,6 @@ def _at_start(recipe: Recipe, chunk: Chunk, start: Start | None, with_evidence: 
     if _asks_for_agreement(recipe, cold):
         cold = replace(cold, pace=torch.full_like(cold.pace, torch.nan))  # the first step will tell
     return cold if warm is None else warm.or_else(cold)
-
-
-def _with_evidence(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
-) -> Chunk:
-    """Stage 1's ω, multiplied by what each feature map has to say about the target; see :class:`Recipe`."""
-    passes = _evidence_of_passes(network, recipe, score, chunk, question, most)
-    evidence = [_or_all_alike(one.mean(0)) for one in passes]
-    # The coarsest layer says which class; in a finer one evidence against it is mostly noise.
-    evidence[:-1] = [one.clamp(min=0) for one in evidence[:-1]]
-    evidence[-1] = torch.where(evidence[-1] < 0, recipe.evidence_against * evidence[-1], evidence[-1])
-    signs = [one.sign() for one in evidence]
-    return replace(
-        chunk,
-        maps=tuple(maps * sign[:, :, None, None] for maps, sign in zip(chunk.maps, signs, strict=True)),
-        signs=tuple(sign.to(torch.int8) for sign in signs),
-        weights=tuple(unit_norm(weights * one.abs()) for weights, one in zip(chunk.weights, evidence, strict=True)),
-        pace=_pace(recipe, passes, chunk.images),
-    )
-
-
-def _evidence_of_passes(
-    network: Network, recipe: Recipe, score: str | ScoreFunction, chunk: Chunk, question: Question, most: int
-) -> list[Tensor]:
-    """The evidence in each of several noisy copies, (P, N, K) for each layer; what is chance cancels out in the mean.
-
-    Few images do not fill a processor: so many copies go through the network at once as may.
-    """
-    noisy = with_noise(chunk.images, recipe.evidence_passes, recipe.evidence_noise)
-    found: list[list[Tensor]] = []
-    for some in _at_once(recipe.evidence_passes, len(chunk.images), most):
-        copies = some.stop - some.start
-        objective = partial(_objective, recipe, score, question.repeated(copies))
-        gradients = network.gradients(torch.cat(list(islice(noisy, copies))), objective)
-        layers = zip(chunk.maps, chunk.ranges, gradients, strict=True)
-        found.append([_evidence(maps, ranges, one.unflatten(0, (copies, -1))) for maps, ranges, one in layers])
-    return [torch.cat(one) for one in zip(*found, strict=True)]
-
-
-def _pace(recipe: Recipe, passes: Sequence[Tensor], images: Tensor) -> Tensor:
-    """By what the learning rate is multiplied for each image, (N, 1), from the evidence of each layer, (P, N, K)."""
-    # Behind a single layer there may be no more than pooling and a linear layer; without noise all passes agree.
-    if len(passes) == 1 or recipe.evidence_noise == 0 or recipe.reference_signal_to_noise == 0:
-        return torch.ones_like(passes[0][0, :, :1])
-    ratio = torch.stack([signal_to_noise(one) for one in passes]).amin(0)
-    most = recipe.largest_learning_rate / recipe.learning_rate
-    pace = (ratio / recipe.reference_signal_to_noise).sqrt().clamp(max=most)
-    flat = images.flatten(1)
-    silent = pace.isnan() | (flat.amax(1) == flat.amin(1))  # the noise is a share of the image's range
-    return torch.where(silent, 1.0, pace)[:, None]
 
 
 def _asks_for_agreement(recipe: Recipe, chunk: Chunk) -> bool:
@@ -334,71 +255,16 @@ def _relative(values: Tensor) -> Tensor:
     return flat / flat.abs().amax(1, keepdim=True)
 
 
-def signal_to_noise(evidence: Tensor) -> Tensor:
-    """The power of what several passes have in common, over that of what differs from pass to pass.
-
-    It is (‖mean‖² − s² / P) / s², where that is positive, with s², the variance of a pass, summed over the channels.
-    Were the passes independent, the numerator would be the signal's power without bias. The noise of ours comes in
-    pairs of opposite sign, which leave less of it in the mean: so the ratio, if anything, is too low.
-
-    Args:
-        evidence: of each pass, (P, N, K), P at least 2.
-
-    Returns:
-        (N,), 0 or positive; infinite where the passes are equal, NaN where there is no evidence at all.
-    """
-    largest = evidence.abs().amax((0, 2), keepdim=True)
-    relative = evidence / largest  # whose squares do not vanish
-    noise = relative.var(0).sum(1)
-    signal = relative.mean(0).square().sum(1) - noise / len(evidence)
-    return signal.clamp(min=0) / noise
-
-
-def passes_of(recipe: Recipe, pairs: int, most: int) -> tuple[int, int]:
+def passes_of(recipe: Recipe, pairs: int, most: int, gives_patches: bool) -> tuple[int, int]:
     """How many forward passes stage 2 takes for the evidence, and for each of its steps.
 
     Args:
         recipe: how.
         pairs: of image and target, that are optimised together.
         most: images that may go through the network at once.
+        gives_patches: see :class:`~gfi_lightning.inversion.network.Network`.
     """
-    return len(_at_once(recipe.evidence_passes, pairs, most)), len(_at_once(2, pairs, most))
-
-
-def _at_once(versions: int, images: int, most: int) -> list[slice]:
-    """Which versions of some images go through the network together."""
-    count = max(most // images, 1)
-    return [slice(start, min(start + count, versions)) for start in range(0, versions, count)]
-
-
-def _evidence(maps: Tensor, ranges: Tensor, gradients: Tensor) -> Tensor:
-    """The mean over the positions of each map of each of P gradients, weighed by the map: (P, N, K).
-
-    Args:
-        maps: (N, K, h, w), as they are in the mask.
-        ranges: what they were divided by, (N, K, 1, 1).
-        gradients: by the feature maps as the network has them, (P, N, K, h, w).
-    """
-    mass = maps.sum((2, 3))
-    return ranges[:, :, 0, 0] * (gradients * maps).sum((3, 4)) / torch.where(mass > 0, mass, 1.0)
-
-
-def _or_all_alike(evidence: Tensor) -> Tensor:
-    """Evidence (N, K); where a layer has none, in an untrained model say, every map counts as it is."""
-    some = torch.isfinite(evidence).all(1, keepdim=True) & (evidence != 0).any(1, keepdim=True)
-    return torch.where(some, evidence, 1.0)
-
-
-def _range(maps: Tensor) -> Tensor:
-    return maps.amax((2, 3), keepdim=True) - maps.amin((2, 3), keepdim=True)
-
-
-def blend(chunk: Chunk, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept image Φ (equation 2) and the removed image Φ_bg (equation 4)."""
-    dtype = torch.promote_types(chunk.images.dtype, mask.dtype)
-    images, background, mask = (one.to(dtype) for one in (chunk.images, chunk.background, mask))
-    kept, removed = torch.lerp(background, images, mask), torch.lerp(images, background, mask)
-    return kept.to(chunk.images.dtype), removed.to(chunk.images.dtype)
+    return forward_passes(recipe, pairs, most, gives_patches), len(at_once(2, pairs, most))
 
 
 def cleaned(heatmaps: Tensor, weights: Tensor, score: Tensor, preserved: Tensor, removed: Tensor) -> dict[str, Tensor]:
@@ -419,3 +285,7 @@ def _without_dead(maps: Tensor, reference: Tensor) -> Tensor:
     flat = reference.flatten(1)
     alive = torch.isfinite(maps).flatten(1).all(1) & torch.isfinite(flat).all(1) & (flat != 0).any(1)
     return torch.where(alive[:, None, None, None], maps, 0.0)
+
+
+def _range(maps: Tensor) -> Tensor:
+    return maps.amax((2, 3), keepdim=True) - maps.amin((2, 3), keepdim=True)

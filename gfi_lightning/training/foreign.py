@@ -12,11 +12,12 @@ from typing_extensions import override
 
 from gfi_lightning.errors import UsageError, attempt
 from gfi_lightning.guard import lent, preserved_rng
+from gfi_lightning.inversion.blending import blend
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.results import Chunk, Depths, Inversion
 from gfi_lightning.inversion.scores import Question, at_least_float32, describe, scores_of_rows, target_scores
-from gfi_lightning.inversion.stages import blend, cleaned
+from gfi_lightning.inversion.stages import cleaned
 from gfi_lightning.inversion.start import Start
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Any]

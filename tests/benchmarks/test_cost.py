@@ -10,13 +10,13 @@ from bench.methods import explain_ours, explain_ours_without_target
 from bench.perturbation import MeaningfulPerturbation
 
 from gfi_lightning.inversion.recipes import RECIPES
-from tests.networks import ToyCNN, random_images
+from tests.networks import ToyCNN, ToyPatches, random_images
 
 IMAGES, TARGETS = random_images(3, 16, dtype=torch.float32), torch.tensor([0, 1, 2])
 
 
-def passes_of(explain, **options):
-    model = ToyCNN()
+def passes_of(explain, model=None, **options):
+    model = model or ToyCNN()
     with counted(model) as passes:
         explain(model, IMAGES, TARGETS, **options)
     return passes.forwards / len(IMAGES), passes.backwards / len(IMAGES)
@@ -93,6 +93,12 @@ def test_ours_takes_as_many_as_the_recipe_says():
     # A look at the image, then one pass for each step of stage 1 and two for each of stage 2.
     assert passes_of(explain_ours, options=options) == (1 + 2 + 2 * 3, 2 + 2 * 3)
     assert passes_of(explain_ours_without_target, options=options) == (1 + 2, 2)
+
+
+@pytest.mark.parametrize(("layer", "more"), [(("fine", "coarse"), (0, 0)), (("fine_patches", "coarse"), (5, 1))])
+def test_the_default_takes_more_where_a_layer_gives_patches(layer, more):
+    taken = passes_of(explain_ours, ToyPatches(), options={"layer": layer})
+    assert taken == (13 + more[0], 12 + more[1])
 
 
 def test_seconds_pass():

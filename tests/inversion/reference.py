@@ -143,8 +143,11 @@ def signal_to_noise(passes):
     return signal / (power - sum(pairs) / len(pairs))
 
 
-def explain_like_default(model, image, target, background, layers, recipe):
-    """The default recipe, with the recipe's numbers, layer by layer and image by image."""
+def explain_like_default(model, image, target, background, layers, recipe, gives_patches=False):
+    """The default recipe, with the recipe's numbers, layer by layer and image by image.
+
+    ``gives_patches``: the mask is asked for evidence, too, as if the layers gave patches.
+    """
     size = image.shape[-2:]
     raw = [capture(model, layer, image)[0][0].detach() for layer in layers]
     maps, ranges = zip(*map(scaled, raw), strict=True)
@@ -186,16 +189,39 @@ def explain_like_default(model, image, target, background, layers, recipe):
             passes.append(torch.stack(per_channel))
         evidence.append(sum(passes) / len(passes))
         ratios.append(signal_to_noise(passes))
-    evidence[:-1] = [torch.where(one > 0, one, 0.0) for one in evidence[:-1]]
-    evidence[-1] = torch.where(evidence[-1] > 0, evidence[-1], recipe.evidence_against * evidence[-1])
-    maps = [a * e.sign()[:, None, None] for a, e in zip(maps, evidence, strict=True)]
-    weights = [w * e.abs() / (w * e.abs()).norm() for w, e in zip(weights, evidence, strict=True)]
 
-    def stage_2(weights):
+    def started(evidence):
+        """The feature maps with their signs, and ω."""
+        evidence = [torch.where(one > 0, one, 0.0) for one in evidence[:-1]] + [
+            torch.where(evidence[-1] > 0, evidence[-1], recipe.evidence_against * evidence[-1])
+        ]
+        signed = [a * e.sign()[:, None, None] for a, e in zip(maps, evidence, strict=True)]
+        return signed, [w * e.abs() / (w * e.abs()).norm() for w, e in zip(weights, evidence, strict=True)]
+
+    def loss_of(maps, weights):
         mask = product_mask(weights, maps, size, recipe.coarsest_power)
         kept, removed = mix(mask)
         gain = log_odds(model(kept), target) - recipe.removed_weight * log_odds(model(removed), target)
         return recipe.target_area_penalty * mask.mean() - gain
+
+    if gives_patches:
+        half = torch.full((1, 1, *size), 0.5, dtype=image.dtype, requires_grad=True)
+        by_mask = torch.autograd.grad(log_odds(model(mix(half)[0]), target), half)[0]
+        asked = []
+        for one in maps:
+            enlarged = F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)[0]
+            # Of all pixels together, spread evenly over the map's positions: a map of one value is to have no evidence.
+            everywhere = by_mask.sum() / one[0].numel()
+            # A feature map that is nowhere has nothing to say.
+            per_channel = [
+                ((by_mask[0, 0] * e).sum() - everywhere * a.sum()) / max(a.sum(), 1e-9)
+                for e, a in zip(enlarged, one, strict=True)
+            ]
+            asked.append(torch.stack(per_channel))
+        kinds = [[one / one.norm() for one in kind] for kind in (evidence, asked)]
+        shares = [math.exp(-loss_of(*started(kind)).item()) for kind in kinds]
+        evidence = [(shares[0] * one + shares[1] * other) / sum(shares) for one, other in zip(*kinds, strict=True)]
+    maps, weights = started(evidence)
 
     def cotangent():
         """Of the angle between what the kept and the removed image ask of the mask."""
@@ -211,6 +237,6 @@ def explain_like_default(model, image, target, background, layers, recipe):
         rate = max(rate, min(rate * cotangent() / recipe.reference_agreement, recipe.largest_learning_rate))
     elif recipe.reference_signal_to_noise > 0:
         rate = min(rate * math.sqrt(min(ratios) / recipe.reference_signal_to_noise), recipe.largest_learning_rate)
-    weights = multiplicative_descent(weights, stage_2, recipe.target_steps, rate)
+    weights = multiplicative_descent(weights, lambda weights: loss_of(maps, weights), recipe.target_steps, rate)
     mask = product_mask(weights, maps, size, recipe.coarsest_power)
     return mask[0, 0].detach(), torch.cat(weights), foreground[0, 0].detach()

@@ -9,7 +9,7 @@ from gfi_lightning import GuidedFeatureInversion
 from gfi_lightning.inversion.backgrounds import background_function
 from gfi_lightning.inversion.recipes import DEFAULT, PAPER
 from tests.inversion.reference import explain_like_default, explain_like_paper, explain_like_release
-from tests.networks import ToyCNN, random_images
+from tests.networks import ToyCNN, ToyPatches, random_images
 
 TOLERANCE = 1e-6
 
@@ -93,3 +93,19 @@ def test_default(seed, layers, steps):
         expected = explain_like_default(model, images[one], target, behind[one], layers, recipe)
         assert_agrees(explanation, number, *expected)
     assert not explanation.degenerate.any()
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("layers", [("fine", "coarse"), ("coarse",), ("fine",)], ids="-".join)
+def test_default_by_patches(seed, layers):
+    model, images = ToyPatches(seed=seed).double(), random_images(3, seed=seed)
+    named = [f"{layer}_patches" for layer in layers]
+    explanation = GuidedFeatureInversion(model, named).explain(images)
+    by_features = GuidedFeatureInversion(model, named, recipe=replace(DEFAULT, evidence_by_mask=False)).explain(images)
+    behind = background_function("blur")(images)
+    for number, target in enumerate(model(images).argmax(1)):
+        one = slice(number, number + 1)
+        expected = explain_like_default(model, images[one], target, behind[one], layers, DEFAULT, gives_patches=True)
+        assert_agrees(explanation, number, *expected)
+    assert not explanation.degenerate.any()
+    assert (explanation.weights - by_features.weights).abs().amax() > 1e3 * TOLERANCE, "the mask would not be missed"

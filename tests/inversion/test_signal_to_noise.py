@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gfi_lightning import GuidedFeatureInversion
+from gfi_lightning.inversion.evidence import pace_by_noise, signal_to_noise
 from gfi_lightning.inversion.recipes import DEFAULT
-from gfi_lightning.inversion.stages import _pace, signal_to_noise
 from tests.networks import ToyCNN, random_images
 
 CHANNELS = 20_000
@@ -44,12 +44,12 @@ def test_pace_is_that_of_the_layer_with_the_lowest_ratio():
     good, poor, none = passes(0.5), passes(2.0, seed=1), torch.zeros(4, 3, 5)
     expected = (signal_to_noise(poor) / DEFAULT.reference_signal_to_noise).sqrt()[:, None]
     for layers in ([good, poor], [poor, good]):
-        torch.testing.assert_close(_pace(DEFAULT, layers, IMAGES), expected)
+        torch.testing.assert_close(pace_by_noise(DEFAULT, layers, IMAGES), expected)
     same = good[:1].expand(4, -1, -1)
-    assert (_pace(DEFAULT, [same, same], IMAGES) == DEFAULT.largest_learning_rate / DEFAULT.learning_rate).all()
-    assert (_pace(DEFAULT, [same, torch.cat([same[:2], -same[:2]])], IMAGES) == 0).all()
+    assert (pace_by_noise(DEFAULT, [same, same], IMAGES) == DEFAULT.largest_learning_rate / DEFAULT.learning_rate).all()
+    assert (pace_by_noise(DEFAULT, [same, torch.cat([same[:2], -same[:2]])], IMAGES) == 0).all()
     for layers in ([good, none], [none, good], [none, none], [same]):
-        assert (_pace(DEFAULT, layers, IMAGES) == 1).all()
+        assert (pace_by_noise(DEFAULT, layers, IMAGES) == 1).all()
 
 
 def weights(images, **changes):

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.progress import tqdm_progress
 from gfi_lightning import GuidedFeatureInversion
 from gfi_lightning.inversion.recipes import DEFAULT, PAPER
 from gfi_lightning.training import progress
-from tests.networks import ToyCNN, random_images
+from tests.networks import ToyCNN, ToyPatches, random_images
 from tests.training.modules import ToyModule, loaders, make_trainer, quick_callback
 
 TITLE = "GFICallback explains"
@@ -157,13 +157,20 @@ def test_training_ends_with_the_same_weights(tmp_path, monkeypatch, bar):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "chunk_size", "layers"), [(DEFAULT, None, None), (DEFAULT, 2, ["fine", "coarse"]), (PAPER, 3, None)]
+    ("layer", "recipe", "chunk_size", "layers"),
+    [
+        ("coarse", DEFAULT, None, None),
+        ("coarse", DEFAULT, 2, ["fine", "coarse"]),
+        ("coarse", PAPER, 3, None),
+        ("coarse_patches", DEFAULT, 2, None),
+        ("coarse_patches", PAPER, 2, None),
+    ],
 )
-def test_each_pass_is_told_and_foretold(recipe, chunk_size, layers):
-    model, told, made = ToyCNN(), [], []
+def test_each_pass_is_told_and_foretold(layer, recipe, chunk_size, layers):
+    model, told, made = ToyPatches(), [], []
     model.register_forward_pre_hook(lambda *_: made.append(len(told)))
     explainer = GuidedFeatureInversion(
-        model, "coarse", recipe=recipe, chunk_size=chunk_size, layers=layers, on_pass=lambda: told.append(None)
+        model, layer, recipe=recipe, chunk_size=chunk_size, layers=layers, on_pass=lambda: told.append(None)
     )
     images = random_images(5).float()
     explainer.explain(images, torch.tensor([[0, 1, 2]] * 5))
