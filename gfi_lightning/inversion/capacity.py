@@ -119,7 +119,7 @@ class Capacity:
 
     @property
     def learned(self) -> dict[str, Any]:
-        """What was found out about the model: what passes keep, and how many it takes of what. For :meth:`learn`."""
+        """What was found out about the model: what passes keep, what its layers give, and how it takes images."""
         return {
             "kept_bytes": self._network.kept_bytes,
             "gives_patches": self._network.gives_patches,
@@ -130,7 +130,7 @@ class Capacity:
     def learn(self, learned: dict[str, Any]) -> None:
         """Take over what another one for the same model has :attr:`learned`."""
         self._network.kept_bytes = dict(learned.get("kept_bytes", {}))
-        self._network.gives_patches = learned.get("gives_patches", False)
+        self._network.gives_patches = learned.get("gives_patches", self._network.gives_patches)
         self.takes_channels_last = learned.get("takes_channels_last", self.takes_channels_last)
         self._network.precision.needs_autocast = learned.get("needs_autocast", False)
 

@@ -198,7 +198,7 @@ def _mean(maps: Tensor, gradients: Tensor, ranges: Tensor) -> Tensor:
     Args:
         maps: (N, K, h, w), as they are in the mask.
         gradients: (P, N, K, h, w), or (P, N, 1, h, w) where all maps share one.
-        ranges: what maps were divided by, where the gradients are by what was divided, (N, K, 1, 1).
+        ranges: what the maps were divided by, (N, K, 1, 1), where gradients are by the undivided ones; else ones.
     """
     mass = maps.sum((2, 3))
     return ranges[:, :, 0, 0] * (gradients * maps).sum((3, 4)) / torch.where(mass > 0, mass, 1.0)

@@ -230,7 +230,7 @@ to 0, and the map with it, wherever the scores hardly depend on the image, as in
 layer says which object, the finer one where it ends. Where a gradient changes with a little noise in the image, as it
 does in large networks, many or large steps follow the noise; where it does not, as in small ones, they follow the
 target. With one base layer it is the kept and the removed image that tell how far a step leads. And where attention has
-mixed what positions know, the image's own gradient tells as well which feature maps matter. docs/quality.md has the
+mixed what positions know, the gradient by a mask tells as well which feature maps matter. docs/quality.md has the
 figures."""
 
 RECIPES = {"default": DEFAULT, "paper": PAPER, "release": RELEASE}

@@ -143,10 +143,10 @@ def signal_to_noise(passes):
     return signal / (power - sum(pairs) / len(pairs))
 
 
-def explain_like_default(model, image, target, background, layers, recipe, gives_patches=False):
+def explain_like_default(model, image, target, background, layers, recipe, shares_by_mask=None):
     """The default recipe, with the recipe's numbers, layer by layer and image by image.
 
-    ``gives_patches``: the mask is asked for evidence, too, as if the layers gave patches.
+    ``shares_by_mask``: a list, if the mask is asked, too, as if the layers gave patches; its evidence's share is added.
     """
     size = image.shape[-2:]
     raw = [capture(model, layer, image)[0][0].detach() for layer in layers]
@@ -204,7 +204,7 @@ def explain_like_default(model, image, target, background, layers, recipe, gives
         gain = log_odds(model(kept), target) - recipe.removed_weight * log_odds(model(removed), target)
         return recipe.target_area_penalty * mask.mean() - gain
 
-    if gives_patches:
+    if shares_by_mask is not None:
         half = torch.full((1, 1, *size), 0.5, dtype=image.dtype, requires_grad=True)
         by_mask = torch.autograd.grad(log_odds(model(mix(half)[0]), target), half)[0]
         asked = []
@@ -220,6 +220,7 @@ def explain_like_default(model, image, target, background, layers, recipe, gives
             asked.append(torch.stack(per_channel))
         kinds = [[one / one.norm() for one in kind] for kind in (evidence, asked)]
         shares = [math.exp(-loss_of(*started(kind)).item()) for kind in kinds]
+        shares_by_mask.append(shares[1] / sum(shares))
         evidence = [(shares[0] * one + shares[1] * other) / sum(shares) for one, other in zip(*kinds, strict=True)]
     maps, weights = started(evidence)
 

@@ -84,11 +84,16 @@ def test_a_mask_that_changes_nothing_tells_nothing():
 
 def test_without_passes_for_evidence_there_is_none():
     changes = {"evidence_passes": 0, "evidence_noise": 0.0}
-    default, by_features = (explain(ToyPatches(), PATCHES, replace(one, **changes)) for one in (DEFAULT, BY_FEATURES))
-    assert torch.equal(default.weights, by_features.weights)
+    default, by_features = (
+        GuidedFeatureInversion(ToyPatches().double(), PATCHES, recipe=replace(one, **changes))
+        for one in (DEFAULT, BY_FEATURES)
+    )
+    images = random_images(4)
+    assert torch.equal(default.explain(images, 0).weights, by_features.explain(images, 0).weights)
+    assert default.passes(images) == by_features.passes(images)
 
 
-VALUES = [  # of four images on their kept and removed images by one kind of evidence and by the other, and its share
+VALUES = [  # of an image: kept and removed by one kind of evidence, and by the other; and the share of that
     ((2.0, 1.0, 1.0, 2.0), 1 / (1 + math.exp(1.5))),
     ((-math.inf, 0.0, 3.0, 1.0), 1.0),
     ((1.0, -1.0, -math.inf, 5.0), 0.0),
@@ -124,7 +129,8 @@ def unit(evidence):
 
 def test_where_one_kind_tells_nothing_the_other_stands_alone():
     (chunk,) = GuidedFeatureInversion(ToyPatches().double(), PATCHES).invert(random_images(4)).chunks
-    one, other = ([torch.randn(weights.shape).to(weights) for weights in chunk.weights] for _ in "12")
+    drawn = torch.Generator().manual_seed(0)
+    one, other = ([torch.randn(weights.shape, generator=drawn).to(weights) for weights in chunk.weights] for _ in "12")
     one[0][1], other[1][2, 0], one[1][3], other[1][3] = 0.0, torch.nan, 0.0, torch.inf
     fine, coarse = _mixed(DEFAULT, chunk, one, other, lambda versions: versions.mean((1, 2, 3)), 100)
     torch.testing.assert_close(fine[1], unit(other[0])[1])

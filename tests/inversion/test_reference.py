@@ -101,11 +101,10 @@ def test_default_by_patches(seed, layers):
     model, images = ToyPatches(seed=seed).double(), random_images(3, seed=seed)
     named = [f"{layer}_patches" for layer in layers]
     explanation = GuidedFeatureInversion(model, named).explain(images)
-    by_features = GuidedFeatureInversion(model, named, recipe=replace(DEFAULT, evidence_by_mask=False)).explain(images)
-    behind = background_function("blur")(images)
+    behind, shares = background_function("blur")(images), []
     for number, target in enumerate(model(images).argmax(1)):
         one = slice(number, number + 1)
-        expected = explain_like_default(model, images[one], target, behind[one], layers, DEFAULT, gives_patches=True)
+        expected = explain_like_default(model, images[one], target, behind[one], layers, DEFAULT, shares)
         assert_agrees(explanation, number, *expected)
     assert not explanation.degenerate.any()
-    assert (explanation.weights - by_features.weights).abs().amax() > 1e3 * TOLERANCE, "the mask would not be missed"
+    assert any(0.05 < share < 0.95 for share in shares), "neither kind's loss would be missed"

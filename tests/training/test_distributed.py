@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from gfi_lightning import History
 from gfi_lightning.testing import assert_harmless
 from gfi_lightning.training import callback as callback_module
-from tests.training.modules import Pictures, ToyModule, loaders, make_trainer, quick_callback
+from tests.networks import ToyPatches
+from tests.training.modules import CLASSES, Pictures, ToyModule, loaders, make_trainer, quick_callback
 from tests.training.peculiar import Data
 
 RANK = int(os.environ.get("RANK", 0))
@@ -74,12 +75,15 @@ OPTIONS = {
     "depths": {"layers": ["network.fine", "network.coarse"]},
     # Predictions come and go, and with them the pairs that one rank knows and the other does not.
     "warm start": {"warm_start": True, "recipe": "default", "layer": "network.coarse"},
+    "patches": {"recipe": "default", "layer": "network.coarse_patches"},
 }
 
 
 def explained_with(folder, options, ranks=2):
     Counting.count = 0
-    fit(folder, Counting(ranks > 1), quick_callback(num_samples=5, **OPTIONS[options]), ranks=ranks)
+    module = Counting(ranks > 1)
+    module.network = ToyPatches(classes=CLASSES, gain=1.0).train()
+    fit(folder, module, quick_callback(num_samples=5, **OPTIONS[options]), ranks=ranks)
     return Counting.count
 
 
