@@ -18,6 +18,7 @@ from gfi_lightning.inversion.blending import (
     objective,
 )
 from gfi_lightning.inversion.layers import image_size
+from gfi_lightning.inversion.masks import has_range
 from gfi_lightning.inversion.network import Network
 from gfi_lightning.inversion.optimizer import unit_norm
 from gfi_lightning.inversion.recipes import Recipe
@@ -111,7 +112,8 @@ def _from_mask(chunk: Chunk, wanted: Wanted) -> Evidence:
     """The evidence in the gradient by a mask that keeps half of everything, less what it is everywhere.
 
     There the kept and the removed image are the same: it is the first step of a descent from no mask at all. What is
-    the same everywhere moves no mask, as that is normalised.
+    the same everywhere moves no mask, as that is normalised. Zero, so that it tells nothing, for images of one colour,
+    and where the gradient is the same everywhere but for rounding.
     """
     half = torch.full_like(chunk.images[:, :1], 0.5)
     (gradient,) = gradients_by_images(wanted, [blend(chunk, half)[0]])
@@ -119,8 +121,14 @@ def _from_mask(chunk: Chunk, wanted: Wanted) -> Evidence:
     for maps in chunk.maps:
         by_position = upsample_backward(by_mask.to(maps), image_size(maps), align_corners=False)
         relative = by_position - by_position.mean((2, 3), keepdim=True)
+        relative = torch.where(_varies(chunk.images) & has_range(by_position), relative, 0.0)
         evidence.append(_mean(maps, relative[None], torch.ones_like(maps[:, :, :1, :1]))[0])
     return evidence
+
+
+def _varies(images: Tensor) -> Tensor:
+    """Whether each image has more than one colour, (N, 1, 1, 1), bool: else only rounding tells it from its blur."""
+    return (images.amax((2, 3), keepdim=True) > images.amin((2, 3), keepdim=True)).any(1, keepdim=True)
 
 
 def _mixed(

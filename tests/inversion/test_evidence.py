@@ -82,6 +82,17 @@ def test_a_mask_that_changes_nothing_tells_nothing():
     assert (default.signs == -1).any()
 
 
+def test_what_rounding_alone_tells_is_no_evidence():
+    """The blurred background of an image of one colour is that colour, give or take rounding."""
+    images = random_images(3, dtype=torch.float32)
+    images[0], images[1] = 0.3, torch.tensor([-1.7, 0.1, 2.0])[:, None, None]
+    found = []
+    for recipe in (DEFAULT, BY_FEATURES):
+        gfi = GuidedFeatureInversion(ToyPatches(), PATCHES, recipe=recipe)
+        found.append(gfi.explain(images, 0).heatmaps)
+    assert [torch.allclose(*pair, atol=1e-5) for pair in zip(*found, strict=True)] == [True, True, False]
+
+
 def test_without_passes_for_evidence_there_is_none():
     changes = {"evidence_passes": 0, "evidence_noise": 0.0}
     default, by_features = (
