@@ -28,7 +28,7 @@ def test_feature_maps_with_channels_first_are_asked_alone():
 @pytest.mark.parametrize(
     "layer", [None, PATCHES, "coarse_patches", ("fine_patches", "coarse"), ("fine", "coarse_patches")]
 )
-def test_one_layer_gives_patches_is_enough(layer):
+def test_one_layer_of_patches_is_enough(layer):
     default, by_features = explain(ToyPatches(), layer), explain(ToyPatches(), layer, BY_FEATURES)
     assert ((default.weights - by_features.weights).abs().amax(1) > 1e-3).all()
 
