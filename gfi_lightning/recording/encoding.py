@@ -1,8 +1,13 @@
 """Pictures as the bytes of files, in which they travel between ranks and go to loggers."""
 
 import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Semaphore
 
+import torch
 from PIL import Image
 
 from gfi_lightning.recording.pictures import Pixels
@@ -42,3 +47,29 @@ def encoded(pixels: Pixels, caption: str = "", of_all_runs: bool = False) -> Enc
     Image.fromarray(pixels).save(png, "PNG", compress_level=1)
     height, width, _ = pixels.shape
     return EncodedPicture(png.getvalue(), height, width, "png", caption, of_all_runs)
+
+
+@contextmanager
+def encoding(pictures: Pictures) -> Iterator[Callable[..., None]]:
+    """Compress pictures while others are drawn, as many at once as PyTorch has threads: it takes longer than to draw.
+
+    Args:
+        pictures: what has been handed over is added to them at the end, even where drawing the next one has failed.
+
+    Yields:
+        Takes a tag, and what :func:`encoded` takes.
+    """
+    threads = torch.get_num_threads()
+    futures: dict[str, Future[EncodedPicture]] = {}
+    room = Semaphore(2 * threads)  # no more wait, as they are large before they are compressed
+
+    def encode(tag: str, pixels: Pixels, caption: str = "", of_all_runs: bool = False) -> None:
+        room.acquire()
+        futures[tag] = pool.submit(encoded, pixels, caption, of_all_runs)
+        futures[tag].add_done_callback(lambda _: room.release())
+
+    with ThreadPoolExecutor(threads, "gfi") as pool:
+        try:
+            yield encode
+        finally:
+            pictures.update((tag, future.result()) for tag, future in futures.items())

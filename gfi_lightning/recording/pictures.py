@@ -46,8 +46,10 @@ def overlaid(picture: Image.Image, heatmap: NDArray[np.float32]) -> Image.Image:
         picture: of any size.
         heatmap: (h, w), in [0, 1], enlarged to it.
     """
-    heat = np.minimum(resized(heatmap, picture.size) * 256, 255).astype(np.uint8)
-    return Image.fromarray(overlays()[np.asarray(picture.convert("L")), heat])
+    heat = np.minimum(resized(heatmap, picture.size) * 256, 255).astype(np.uint16)
+    grey = np.asarray(picture.convert("L"))
+    # A single index finds a pixel in less than half the time that two take.
+    return Image.fromarray(overlays().reshape(-1, 3).take(grey * np.uint16(256) + heat, axis=0))
 
 
 def resized(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from gfi_lightning.inversion.backgrounds import background_function
 from gfi_lightning.inversion.layers import as_layers, module_name
 from gfi_lightning.inversion.recipes import Recipe, find_recipe
 from gfi_lightning.inversion.scores import check_score
-from gfi_lightning.recording.encoding import Pictures, encoded
+from gfi_lightning.recording.encoding import Pictures, encoding
 from gfi_lightning.recording.history import History, evaluation_id
 from gfi_lightning.recording.images import normalization
 from gfi_lightning.recording.loggers import is_tensorboard, picture_outlets, unknown_loggers
@@ -559,13 +559,12 @@ class GFICallback(L.Callback):
 
     def _draw(self, session: Session, seen: Seen, step: int) -> Pictures:
         """This rank's samples, encoded, by tag; empty where that failed."""
-        pictures = {}
-        with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
+        pictures: Pictures = {}
+        with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT), encoding(pictures) as encode:
             for number, sample in seen.samples.items() if self._draws else ():
                 pixels = draw_sample(sample, number, step, session.class_names)
-                pictures[f"{self._prefix}/sample_{number}"] = encoded(
-                    pixels, caption_of_sample(sample, number, session.class_names)
-                )
+                caption = caption_of_sample(sample, number, session.class_names)
+                encode(f"{self._prefix}/sample_{number}", pixels, caption)
         return pictures
 
     def _show(

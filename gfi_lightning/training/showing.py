@@ -8,7 +8,7 @@ from typing import Any
 from gfi_lightning.errors import attempt
 from gfi_lightning.recording.arrays import run_array, sample_arrays, without_extras
 from gfi_lightning.recording.curves import Curves, means, means_by_class, means_by_sample
-from gfi_lightning.recording.encoding import Pictures, encoded
+from gfi_lightning.recording.encoding import Pictures, encoded, encoding
 from gfi_lightning.recording.film import Film
 from gfi_lightning.recording.history import Earlier, History, HistoryWriter
 from gfi_lightning.recording.loggers import log_scalars, picture_outlets
@@ -171,15 +171,17 @@ class Showing:
 
     def _pictures(self, record: Record) -> Pictures:
         """An overview of all samples, and in a training the films so far."""
-        pictures = {}
-        with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
-            overview = draw_overview(record, self._class_names)
-            pictures[f"{self._prefix}/overview"] = encoded(overview, f"all samples at step {record.step}")
-        if self._film is not None and record.epoch is not None:
+        pictures: Pictures = {}
+        with self._faults.guarded(), attempt("compress its pictures", REST_IS_KEPT), encoding(pictures) as encode:
+            with self._faults.guarded(), attempt("draw its pictures", REST_IS_KEPT):
+                overview = draw_overview(record, self._class_names)
+                encode(f"{self._prefix}/overview", overview, f"all samples at step {record.step}")
+            if self._film is None or record.epoch is None:
+                return pictures
             with self._faults.guarded(), attempt("draw its film strips", REST_IS_KEPT):
                 for number in range(len(record.samples)):
-                    strip = encoded(self._film.strip(number), f"sample {number}, step by step", of_all_runs=True)
-                    pictures[f"{self._prefix}/film_{number}"] = strip
+                    strip, caption = self._film.strip(number), f"sample {number}, step by step"
+                    encode(f"{self._prefix}/film_{number}", strip, caption, of_all_runs=True)
             if is_power_of_two(len(self._film.history)):  # not every time, as it takes longer with every run
                 pictures |= self._animation()
         return pictures
