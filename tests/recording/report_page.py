@@ -30,6 +30,11 @@ for (const value of read(canvas).filter((_, place) => place % 4 < 3)) text += St
 return [canvas.width, canvas.height, btoa(text)];
 """
 MAPS = "figure.map canvas"
+# A map is told to people who do not see it, once it is drawn.
+ALL_DRAWN = """
+const maps = [...document.querySelectorAll(arguments[0])];
+return maps.length > 0 && maps.every((map) => map.hasAttribute('aria-label'));
+"""
 
 
 class Page:
@@ -40,7 +45,7 @@ class Page:
         self.emulate()
         browser.get_log("browser")
         browser.get(path.as_uri())
-        self.until(lambda: self.all(".sample") and all(map(self.is_drawn, self.all(MAPS))))
+        self.wait_until_drawn()
 
     def emulate(self, width=1440, height=900, scheme="light", reduced_motion="no-preference", mobile=False):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
@@ -70,15 +75,18 @@ class Page:
         chain.click_and_hold().move_by_offset((end - start) * width / 2, 0).move_by_offset((end - start) * width / 2, 0)
         chain.release().perform()
 
+    def wait_until_drawn(self):
+        """Rows out of view are drawn when the browser has time, so what was just made can still be blank."""
+        self.until(lambda: self.browser.execute_script(ALL_DRAWN, MAPS))
+
     def sums(self, selector):
+        self.wait_until_drawn()
         return self.browser.execute_script(SUMS, selector)
 
     def pixels(self, selector):
+        self.wait_until_drawn()
         width, height, data = self.browser.execute_script(PIXELS, selector)
         return np.frombuffer(base64.b64decode(data), dtype=np.uint8).reshape(height, width, 3)
-
-    def is_drawn(self, canvas):
-        return canvas.get_attribute("aria-label")
 
     def map_of(self, sample):
         return f'[data-sample="{sample}"] {MAPS}'

@@ -201,6 +201,7 @@ def test_targets(two):
     two.until(lambda: two.text('[data-sample="3"] .map .title') == "any class")
     two.one("#target [data-view=all]").click()
     two.until(lambda: len(two.all('[data-sample="1"] .map')) == 4)
+    two.wait_until_drawn()
     assert [title.text for title in two.all('[data-sample="1"] .map .title')][:2] == ["bee p 0.10", "crow p 0.70"]
 
 
@@ -382,7 +383,7 @@ def test_texts_from_users_stay_texts(browser, tmp_path):
     page.press("r")
     for view in ("predicted", "contrast", "any", "all"):
         page.one(f"#target [data-view={view}]").click()
-        page.until(lambda: all(map(page.is_drawn, page.all(MAPS))))
+        page.wait_until_drawn()
     assert browser.execute_script("return window.hacked") is None
     assert page.all("img") == []
     assert browser.title == f"{', '.join((NASTY[1], NASTY[0], NASTY[4]))} – gfi-lightning"
