@@ -29,11 +29,16 @@ from bench.machine import device_name
 from bench.tables import table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import mobilenet_v2, resnet18, resnet50
+from torchvision.models import mobilenet_v2, resnet18, resnet50, swin_t
 
 from gfi_lightning import GuidedFeatureInversion
 
-NETWORKS = {"ResNet-18": (resnet18, 64), "MobileNetV2": (mobilenet_v2, 224), "ResNet-50": (resnet50, 224)}
+NETWORKS = {
+    "ResNet-18": (resnet18, 64),
+    "MobileNetV2": (mobilenet_v2, 224),
+    "ResNet-50": (resnet50, 224),
+    "Swin-T": (swin_t, 224),
+}
 BATCHES = (1, 8, 32)
 SMALL = 64  # px, of the image that warms up: the smallest with more than one place in the last map
 

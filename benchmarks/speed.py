@@ -40,7 +40,7 @@ from bench.voc import read_ids
 from gfi_lightning import GuidedFeatureInversion, metrics
 from gfi_lightning.inversion.recipes import RECIPES
 
-NETWORKS = {"resnet18": 64, "mobilenet_v2": 224, "resnet50": 224}
+NETWORKS = {"resnet18": 64, "mobilenet_v2": 224, "resnet50": 224, "swin_t": 224}
 CURVE_STEPS = 14
 OURS = "GFI, default"
 Measured = TypeVar("Measured")

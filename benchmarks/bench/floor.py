@@ -1,7 +1,4 @@
-"""The floor of an explanation's time: the passes through the network that it cannot do without, and nothing else.
-
-Of networks whose base layers have the channels first; where they give patches, there are more for the evidence.
-"""
+"""The floor of an explanation's time: the passes through the network that it cannot do without, and nothing else."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,7 +20,8 @@ class Floor:
 
     Attributes:
         steps: of both stages: forward to the inversion layer or to the output, and back to the image.
-        evidence: forward to the output, and back to the finest base layer.
+        evidence: forward to the output, and back to the finest base layer; of networks that give patches also one pass
+            back to the image, and four without gradients.
         look: one forward pass without gradients.
     """
 
@@ -73,6 +71,10 @@ class BarePasses:
                 steps += self._seconds(lambda chunk=chunk: self._to_inversion_layer(chunk), recipe.inversion_steps)
                 steps += self._seconds(lambda both=both: self._to_output(both), per_step * recipe.target_steps)
                 evidence += self._seconds(lambda noisy=noisy: self._from_output_to_base(noisy), of_evidence)
+                if recipe.evidence_by_mask and self.gfi.capacity.learned["gives_patches"]:
+                    starts, of_starts = _versions(chunk, 4, most)
+                    evidence += self._seconds(lambda chunk=chunk: self._to_output(chunk))
+                    evidence += self._seconds(lambda starts=starts: self._forward(starts), of_starts)
         return Floor(steps, evidence, look)
 
     def _seconds(self, run: Callable[[], None], times: int = 1) -> float:

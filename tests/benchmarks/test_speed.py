@@ -10,7 +10,7 @@ from bench.floor import BarePasses
 from bench.release import as_released
 
 from gfi_lightning import GuidedFeatureInversion
-from tests.networks import ToyCNN, random_images
+from tests.networks import ToyCNN, ToyPatches, random_images
 
 
 def test_the_release_is_the_recipe_of_that_name():
@@ -33,12 +33,18 @@ def test_it_takes_the_passes_of_the_release():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layer"), [("default", None), ("default", ("fine", "coarse")), ("release", "coarse")]
+    ("network", "recipe", "layer"),
+    [
+        (ToyCNN, "default", None),
+        (ToyCNN, "default", ("fine", "coarse")),
+        (ToyCNN, "release", "coarse"),
+        (ToyPatches, "default", ("fine_patches", "coarse_patches")),
+    ],
 )
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_bare_passes_are_those_of_the_explanation(recipe, layer, chunk_size):
+def test_bare_passes_are_those_of_the_explanation(network, recipe, layer, chunk_size):
     """The same number of images go forward and back."""
-    model, images = ToyCNN(), random_images(5).float()
+    model, images = network(), random_images(5).float()
     gfi = GuidedFeatureInversion(model, layer, recipe=recipe, chunk_size=chunk_size)
     gfi.explain(images, 1)
     with counted(model) as ours:
