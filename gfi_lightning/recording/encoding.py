@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Semaphore
 
 import torch
@@ -53,8 +54,11 @@ def encoded(pixels: Pixels, caption: str = "", of_all_runs: bool = False) -> Enc
 def encoding(pictures: Pictures) -> Iterator[Callable[..., None]]:
     """Compress pictures while others are drawn, as many at once as PyTorch has threads: it takes longer than to draw.
 
+    Where no thread can be started, as under a limit on their number, each is compressed when it is handed over.
+
     Args:
-        pictures: what has been handed over is added to them at the end, even where drawing the next one has failed.
+        pictures: what has been handed over is added to them at the end, in that order, even where drawing the next one
+            has failed. What could not be compressed is left out, and the first such failure is raised.
 
     Yields:
         Takes a tag, and what :func:`encoded` takes.
@@ -65,11 +69,26 @@ def encoding(pictures: Pictures) -> Iterator[Callable[..., None]]:
 
     def encode(tag: str, pixels: Pixels, caption: str = "", of_all_runs: bool = False) -> None:
         room.acquire()
-        futures[tag] = pool.submit(encoded, pixels, caption, of_all_runs)
+        futures[tag] = _submitted(pool, partial(encoded, pixels, caption, of_all_runs))
         futures[tag].add_done_callback(lambda _: room.release())
 
     with ThreadPoolExecutor(threads, "gfi") as pool:
         try:
             yield encode
         finally:
-            pictures.update((tag, future.result()) for tag, future in futures.items())
+            done = {tag: future for tag, future in futures.items() if future.exception() is None}
+            pictures.update((tag, future.result()) for tag, future in done.items())
+    for future in futures.values():
+        future.result()  # which raises what has failed
+
+
+def _submitted(pool: ThreadPoolExecutor, work: Callable[[], EncodedPicture]) -> Future[EncodedPicture]:
+    try:
+        return pool.submit(work)
+    except RuntimeError:  # no thread can be started
+        future: Future[EncodedPicture] = Future()
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+        return future

@@ -44,13 +44,36 @@ def test_what_was_drawn_before_a_failure_is_kept(threads):
     assert list(found) == list(drawn)
 
 
-def test_one_that_cannot_be_compressed_is_said_and_takes_none_before_it_away(threads):
-    drawn, found = pictures_of(SIZES[:2]), {}
+def test_one_that_cannot_be_compressed_is_said_and_takes_no_other_away(threads):
+    drawn, found = pictures_of(SIZES[:4]), {}
     with pytest.raises(TypeError), encoding(found) as encode:  # noqa: PT012 - all of it is the case
         for tag, pixels in drawn.items():
             encode(tag, pixels)
-        encode("gfi/wrong", np.zeros((3, 3, 3, 3)))
+            encode(f"{tag}/wrong", np.zeros((3, 3, 3, 3)))
     assert list(found) == list(drawn)
+
+
+def test_an_interruption_is_not_taken_for_a_failure(threads):
+    found = {}
+    with pytest.raises(KeyboardInterrupt), encoding(found) as encode:  # noqa: PT012 - all of it is the case
+        encode("gfi/wrong", np.zeros((3, 3, 3, 3)))
+        raise KeyboardInterrupt
+    assert not found
+
+
+def test_where_no_thread_can_be_started_pictures_are_compressed_all_the_same(threads):
+    drawn, found = pictures_of(SIZES), {}
+    before = threading.stack_size(2**47)  # more than there are addresses for
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=int).start()
+        with pytest.raises(TypeError), encoding(found) as encode:  # noqa: PT012 - all of it is the case
+            for tag, pixels in drawn.items():
+                encode(f"{tag}/wrong", np.zeros((3, 3, 3, 3)))
+                encode(tag, pixels)
+    finally:
+        threading.stack_size(before)
+    assert list(found.items()) == [(tag, encoded(one)) for tag, one in drawn.items()]
 
 
 def test_no_thread_is_left(threads):
