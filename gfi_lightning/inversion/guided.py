@@ -59,9 +59,9 @@ class GuidedFeatureInversion:
         recipe: "default", "paper", "release" or a :class:`Recipe`.
         background: what replaces the removed parts: "blur", "mean", "noise" or a callable from images
             (N, C, H, W) to images of the same shape. See :mod:`gfi_lightning.inversion.backgrounds`.
-        score: "softmax", "sigmoid" (independent labels; or a single logit, class 1 against class 0), or a
-            callable from the model's output and the targets (N,) to one number each (N,), differentiable: for
-            regression, segmentation and whatever else. Targets are handed on to it as they are, and may also stand
+        score: "softmax", "sigmoid" (independent labels), or a callable from the model's output and the targets (N,)
+            to one number each (N,), differentiable: for regression, segmentation and whatever else. A single logit
+            is that of class 1, against class 0. Targets are handed on to a callable as they are, and may also stand
             for something else than classes, say for regions. It is asked about some of the images at a time. Its
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gfi_lightning.errors import UsageError
 from gfi_lightning.inversion.layers import image_size
 from gfi_lightning.inversion.optimizer import Optimizer
 from gfi_lightning.inversion.scores import logits_of
@@ -46,7 +47,8 @@ class Explanation:
             speaks against the target and 0 for one that is left out, where the recipe starts from the evidence.
         images: (N, C, H, W): what was explained, as the model saw it, for :meth:`plot`; a copy, which stays as it is
             when those that were given are changed in place.
-        predicted: (N,), int64: the class with the highest score; None where the output holds no logits.
+        predicted: (N,), int64: the class with the highest score; None where the output holds no logits, or under a
+            callable score a single number for each image.
         predicted_score: (N,): that score; None likewise.
         layers: the names of the D depths.
         grids: their resolutions, (h, w).
@@ -232,8 +234,8 @@ class Inversion:
 
     Attributes:
         foreground: (N, H, W), float32 in [0, 1]: what the features preserve, whatever the class; or (N, 0, 0).
-        predicted: (N,), int64: the class with the highest score; None under a callable score where the
-            model's output holds no logits.
+        predicted: (N,), int64: the class with the highest score; None under a callable score where the model's
+            output holds no logits, or a single number for each image.
         predicted_score: (N,): that score; None likewise.
         chunks: what stage 2 needs.
         depths: what other layers preserve.
@@ -272,6 +274,13 @@ class Inversion:
             UsageError: the model's output holds none.
         """
         return torch.cat([logits_of(chunk.output)[chunk.rows] for chunk in self.chunks])
+
+    def holds_numbers(self) -> bool:
+        """Whether the model's output is a single number for each image."""
+        try:
+            return self.logits().shape[1] == 1
+        except UsageError:
+            return False
 
     def runner_up(self) -> Tensor:
         """The class with the second highest logit, shape (N,), int64; of a single logit the class that it is not.

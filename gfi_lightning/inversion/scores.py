@@ -121,11 +121,8 @@ def class_probabilities(output: Any, score: str) -> Tensor:
 
     Args:
         output: see :func:`logits_of`.
-        score: "softmax", or "sigmoid" for independent labels. A single logit under "sigmoid" is a choice
-            between two classes: class 1 has σ(logit), class 0 has σ(−logit).
-
-    Raises:
-        UsageError: "softmax" of a single logit, which would always be 1.
+        score: "softmax", or "sigmoid" for independent labels. A single logit is a choice between two classes under
+            both: class 1 has σ(logit), class 0 has σ(−logit).
     """
     logits = _class_logits(output, score)
     return logits.sigmoid() if score == "sigmoid" else logits.softmax(1)
@@ -135,12 +132,8 @@ def _class_logits(output: Any, score: str) -> Tensor:
     logits = logits_of(output)
     if logits.shape[1] > 1:
         return logits
-    if score == "softmax":
-        raise UsageError(
-            f"The model's output is {describe(output)}, a single logit, and score='softmax' of it is always 1: "
-            "use score='sigmoid' (class 1 against class 0)."
-        )
-    return torch.cat([-logits, logits], 1)
+    # What class 0 lacks: softmax sees nothing but the difference between both.
+    return torch.cat([torch.zeros_like(logits) if score == "softmax" else -logits, logits], 1)
 
 
 def check_score(score: str | ScoreFunction) -> None:
@@ -191,7 +184,7 @@ def _margin(output: Any, targets: Tensor, against: Tensor, score: str) -> Tensor
     logits = _class_logits(output, score)
     margin = (logits.gather(1, targets[:, None]) - logits.gather(1, against[:, None])).squeeze(1)
     # A single logit z says all about both classes: each of z and −z is a margin already.
-    return margin / 2 if logits_of(output).shape[1] == 1 else margin
+    return margin / 2 if score == "sigmoid" and logits_of(output).shape[1] == 1 else margin
 
 
 def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction, against: Tensor | None = None) -> Tensor:
@@ -211,8 +204,17 @@ def log_odds(output: Any, targets: Tensor, score: str | ScoreFunction, against: 
 
 
 def predicted_classes(output: Any, score: str | ScoreFunction) -> Tensor:
-    """The class with the highest score, shape (N,), int64."""
-    return (logits_of(output) if callable(score) else class_probabilities(output, score)).argmax(1)
+    """The class with the highest score, under a callable the highest logit, shape (N,), int64.
+
+    Raises:
+        UsageError: there are no logits in the output; or under a callable a single one, as of a regression.
+    """
+    if not callable(score):
+        return class_probabilities(output, score).argmax(1)
+    logits = logits_of(output)
+    if logits.shape[1] == 1:
+        raise UsageError(f"The model's output is {describe(output)}, which under a score of its own tells no class.")
+    return logits.argmax(1)
 
 
 def check_targets(targets: Tensor, output: Any, score: str | ScoreFunction, argument: str = "targets") -> None:

@@ -182,6 +182,14 @@ def soft_labels(labels: Any, count: int) -> Tensor | None:
     return shares if bool(sums_to_one.all()) and bool((shares >= 0).all()) else None
 
 
+def are_amounts(labels: Any, count: int) -> bool:
+    """Whether labels are one or several numbers for each image that do not stand for classes, as of a regression."""
+    tensor = _tensor_of(labels)
+    if tensor is None or not tensor.is_floating_point() or tensor.ndim not in (1, 2) or len(tensor) != count:
+        return False
+    return all(kind(labels, count) is None for kind in (class_indices, multi_hot, soft_labels))
+
+
 def _columns(labels: Any, count: int) -> Tensor | None:
     tensor = _tensor_of(labels)
     return tensor if tensor is not None and tensor.ndim == 2 and len(tensor) == count and tensor.shape[1] > 1 else None

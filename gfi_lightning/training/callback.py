@@ -113,8 +113,8 @@ class GFICallback(L.Callback):
             ``gfi_lightning.Recipe``.
         background: what takes the place of what is removed: "blur", "mean", "noise", or a callable from images
             (N, C, H, W) to images of the same shape.
-        score: of a class: "softmax", "sigmoid" for several labels or a single logit, or a callable from the model's
-            output and the targets (N,) to one number each (N,).
+        score: of a class: "softmax", "sigmoid" for several labels, or a callable from the model's output and the
+            targets (N,) to one number each (N,). A single logit decides between the classes 0 and 1.
         class_names: by class index, in order; None: the data set's ``classes``, or the names of its label's feature
             (Hugging Face), or else the index.
         mean: of the images' normalisation, one number per channel, to show images as they were; None: that of the

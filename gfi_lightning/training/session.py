@@ -26,6 +26,7 @@ from gfi_lightning.recording.images import displayable, in_unit_range
 from gfi_lightning.recording.record import Record, SampleRecord, sample_records
 from gfi_lightning.training import internals
 from gfi_lightning.training.batches import (
+    are_amounts,
     are_channels_last,
     class_indices,
     multi_hot,
@@ -43,7 +44,7 @@ from gfi_lightning.training.progress import QUIET, Progress
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
 from gfi_lightning.training.samples import Samples, as_indices, as_names, is_batch, read_samples
-from gfi_lightning.training.share import Batch, Explanations, Settings, Share, Targets, Turn
+from gfi_lightning.training.share import FOR_A_REGRESSION, Batch, Explanations, Settings, Share, Targets, Turn
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ _SOFT = (
     ", but soft ones, of which some have no class with more than half",
     "targets= for others, or a validation loader whose collate function does not mix images",
 )
+_AMOUNTS = (", but amounts", f"{FOR_A_REGRESSION}, and targets= or batch= for classes")
 _MULTI_HOT = (
     ", but labels of several classes at once",
     "targets='present', and score='sigmoid' where an image may have several, to explain each class that is present",
@@ -319,8 +321,9 @@ class Session:
         if images.device.type == "cpu":
             images = images.to(pl_module.device)  # arrays are not moved by Lightning
         labels, present = self._understood_labels(given, len(images))
-        is_soft = soft_labels(given, len(images)) is not None
-        targets = self._understood_targets(labels, present, is_soft, describe(batch))
+        targets = self._understood_targets(
+            labels, present, self._instead_of_classes(given, len(images)), describe(batch)
+        )
         self._notice_changes(images)
         self._check_normalization(images)
         if self._call is None:  # in the first run
@@ -364,20 +367,32 @@ class Session:
         self._inform("The labels are soft: each image's label is the class that has more than half of it.")
         return soft.argmax(1), None
 
-    def _understood_targets(self, labels: Tensor | None, present: Tensor | None, is_soft: bool, batch: str) -> Targets:
+    def _instead_of_classes(self, given: Any, count: int) -> tuple[str, str]:
+        """What labels that are no class indices are, in words, and what to give; nothing where that is enough."""
+        score = self._settings.explainer["score"]
+        if score == "softmax" and soft_labels(given, count) is not None:
+            return _SOFT
+        if multi_hot(given, count) is not None:
+            return _MULTI_HOT
+        if are_amounts(given, count):
+            return _AMOUNTS if not callable(score) else ("", "")
+        return "", "targets= or batch= for others"
+
+    def _understood_targets(
+        self, labels: Tensor | None, present: Tensor | None, instead: tuple[str, str], batch: str
+    ) -> Targets:
         """What is explained, from what was asked for and the kind of labels that there are."""
         targets, score = self._settings.targets, self._settings.explainer["score"]
         if targets == "label" and present is not None and score == "sigmoid":
             targets = "present"
             self._inform("The labels are multi-hot: each class that is present is explained (targets='present').")
         elif targets == "label" and labels is None:
-            what, advice = ("", "targets= or batch= for others") if present is None else _MULTI_HOT
-            if score == "softmax" and is_soft:
-                what, advice = _SOFT
-            self._warn(
-                f"GFICallback found no class indices in the validation batch, which is {batch}{what}: "
-                f"it explains the predicted classes. Give {advice}."
-            )
+            what, advice = instead
+            if advice:
+                self._warn(
+                    f"GFICallback found no class indices in the validation batch, which is {batch}{what}: "
+                    f"it explains the predicted classes. Give {advice}."
+                )
         elif targets == "present" and labels is None and present is None:
             raise UsageError(
                 f"targets='present' needs labels that are multi-hot, (N, classes), 0 or 1 each, and the validation "

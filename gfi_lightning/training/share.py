@@ -26,6 +26,8 @@ TargetChoice = Callable[[Tensor, Tensor | None], Tensor]
 Targets = str | int | list[int] | TargetChoice
 Explanations = list[tuple[list[int], Explanation]]  # each with the numbers of the samples that it is about
 
+FOR_A_REGRESSION = "score= (output, targets → one number each) for a regression"
+_OF_ANYTHING = ("label", "predicted")
 _OF_LABELS = ("label", "contrast", "present")  # targets that are taken from class indices
 _NUDGE = 1e-6  # of an image's range: as much as rounding may change
 # What a forward raises that expects something else than a tensor of images.
@@ -153,6 +155,9 @@ class Share:
         with self._explaining():
             inversion = self._invert()
             self._check_classes(inversion)
+            if inversion.predicted is None and self.batch.targets in _OF_ANYTHING and inversion.holds_numbers():
+                # A regression has no classes, and whole numbers for labels are none: its number is all there is.
+                self.batch = self.batch._replace(labels=None, present=None, targets=0)
             wanted, against = self._first_targets(inversion)
             targets, numbers = as_targets(wanted, inversion.foreground), list(range(len(self.batch.images)))
             explanation = self.explainer.refine(inversion, targets, against, self._start(numbers, targets, against))
@@ -214,9 +219,7 @@ class Share:
         """What is explained of every sample, and what that is contrasted with."""
         _, labels, present, targets = self.batch
         if targets == "contrast":
-            if inversion.predicted is None or (
-                callable(self.settings.explainer["score"]) and inversion.logits().shape[1] < 2
-            ):
+            if inversion.predicted is None:
                 raise UsageError(
                     "targets='contrast' needs logits of at least two classes, which the model's output does not have: "
                     "give class indices, or a callable, as targets=."
@@ -265,10 +268,11 @@ class Share:
     def _check_classes(self, inversion: Inversion) -> None:
         classes = self.classes(inversion)
         self._check_columns(classes)
-        if not classes or inversion.logits().shape[1] == 1:
+        if not classes:
             return
+        is_single = inversion.logits().shape[1] == 1
         names = as_names(self.settings.class_names)
-        if names is not None and len(names) < classes:
+        if names is not None and len(names) < classes and not is_single:
             raise UsageError(
                 f"class_names has {len(names)} names, but the model has {classes} classes: give a name for each."
             )
@@ -276,9 +280,11 @@ class Share:
         if labels is not None and self.batch.targets in _OF_LABELS:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= classes:
+                by, of_amounts = (" by its single logit", f", {FOR_A_REGRESSION}") if is_single else ("", "")
                 raise UsageError(
-                    f"The validation batch's labels reach from {low} to {high}, but the model has {classes} classes, "
-                    f"0 to {classes - 1}: give targets='predicted', or batch= (batch → images, labels) for others."
+                    f"The validation batch's labels reach from {low} to {high}, but the model has {classes} classes"
+                    f"{by}, 0 to {classes - 1}: give targets='predicted'{of_amounts}, or batch= (batch → images, "
+                    "labels) for others."
                 )
 
     def _check_columns(self, classes: int) -> None:

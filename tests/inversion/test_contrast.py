@@ -41,11 +41,33 @@ def test_it_is_the_softmax_of_the_two(recipe, score):
     assert torch.equal(contrast.against, against)
 
 
-def test_of_a_single_logit_it_is_the_class_against_the_other():
-    class SingleLogit(ToyCNN):
-        def forward(self, images):
-            return super().forward(images)[:, :1]
+class SingleLogit(ToyCNN):
+    """Two classes by the logit of one."""
 
+    def forward(self, images):
+        return super().forward(images)[:, :1]
+
+
+@pytest.mark.parametrize("recipe", ["default", SHORT], ids=["default", "short"])
+def test_a_single_logit_is_explained_as_its_twin_with_two(recipe):
+    class BothLogits(SingleLogit):
+        def forward(self, images):
+            logit = super().forward(images)
+            return torch.cat([3 - logit, 3 + logit], 1) / 2
+
+    images, targets = random_images(3), torch.tensor([0, 1, 1])
+    single = GuidedFeatureInversion(SingleLogit().double(), recipe=recipe)
+    both = GuidedFeatureInversion(BothLogits().double(), recipe=recipe)
+    for against in (None, 1 - targets):
+        found = single.explain(images, targets, against=against)
+        for name, value in vars(both.explain(images, targets, against=against)).items():
+            if name in FIELDS:
+                torch.testing.assert_close(getattr(found, name), value, rtol=0, atol=1e-8)
+    assert torch.equal(single.invert(images).predicted, both.invert(images).predicted)
+    assert torch.equal(single.invert(images).runner_up(), both.invert(images).runner_up())
+
+
+def test_of_a_single_logit_it_is_the_class_against_the_other():
     class BothLogits(SingleLogit):
         def forward(self, images):
             logit = super().forward(images)

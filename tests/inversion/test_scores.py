@@ -108,17 +108,17 @@ def test_softmax_and_sigmoid():
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,)])
-def test_a_single_logit_decides_between_two_classes(shape):
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_single_logit_decides_between_two_classes(shape, score):
     logit = LOGITS[:, 0].reshape(shape)
-    probabilities = class_probabilities(logit, "sigmoid")
+    probabilities = class_probabilities(logit, score)
     torch.testing.assert_close(probabilities[:, 1], LOGITS[:, 0].sigmoid())
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
-    with pytest.raises(UsageError, match="use score='sigmoid'"):
-        class_probabilities(logit, "softmax")
 
 
 @pytest.mark.parametrize(
-    ("score", "classes"), [("softmax", 2), ("softmax", 5), ("sigmoid", 1), ("sigmoid", 2), ("sigmoid", 5)]
+    ("score", "classes"),
+    [("softmax", 1), ("softmax", 2), ("softmax", 5), ("sigmoid", 1), ("sigmoid", 2), ("sigmoid", 5)],
 )
 def test_log_odds(score, classes):
     logits = 3 * LOGITS[:, :classes].double()

@@ -854,6 +854,27 @@ def test_labels_that_name_no_class_are_not_made_up(tmp_path, make, message):
     assert history.labels.tolist() == [-1, -1]
 
 
+class Amount(AnyLabels):
+    """A regression."""
+
+    def forward(self, images):
+        return 3 * super().forward(images)[:, 1:2]
+
+
+@pytest.mark.parametrize("targets", ["label", "predicted"])
+@pytest.mark.parametrize("amount", [lambda label: label + 0.5, lambda label: 10 * label], ids=["fractions", "numbers"])
+def test_a_regression_has_no_classes(tmp_path, amount, targets):
+    items, module = Items(lambda image, label: (as_floats(image), amount(label))), Amount()
+    history = validate(tmp_path, items, module=module, score=lambda output, _: output[:, 0], targets=targets)
+    images = torch.stack([items[number][0] for number in range(2)])
+    with torch.no_grad():
+        expected = module.eval()(images)[:, 0].tolist()
+    assert history.labels.tolist() == [-1, -1]
+    assert history.predicted.tolist() == [[-1, -1]]
+    assert [history.targets(sample).tolist() for sample in range(2)] == [[[0]], [[0]]]
+    assert [float(history.scores(sample)[0, 0]) for sample in range(2)] == pytest.approx(expected, rel=1e-5)
+
+
 def test_one_class_each_under_sigmoid_stays_one_of_several(tmp_path):
     items = Items(lambda image, label: (as_floats(image), torch.eye(CLASSES)[label]))
     history = validate(tmp_path, items, module=AnyLabels(), score="sigmoid")

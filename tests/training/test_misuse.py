@@ -244,7 +244,16 @@ MISTAKES = {
         val=tensors(PICTURES, LABELS + 3),
     ),
     "single logit of several classes": Mistake(
-        "but the model has 2 classes: use targets from 0 to 1", {"score": "sigmoid"}, module=SingleLogit
+        "labels reach from 0 to 3, but the model has 2 classes by its single logit, 0 to 1: give targets='predicted', "
+        r"score= \(output, targets → one number each\) for a regression, or batch=",
+        module=SingleLogit,
+    ),
+    "amounts for labels": Mistake(
+        r"found no class indices in the validation batch, which is list\(.*\), but amounts: it explains the predicted "
+        r"classes\. Give score= \(output, targets → one number each\) for a regression, and targets= or batch= for ",
+        val=tensors(PICTURES, LABELS + 0.5),
+        module=SingleLogit,
+        explained=3,
     ),
     "too few class names": Mistake(
         "class_names has 2 names, but the model has 5 classes: give a name for each", {"class_names": ["cat", "dog"]}
@@ -331,10 +340,6 @@ MISTAKES = {
         rf"The model's output is Tensor\(3, 5, 16, 16\) of float32; {IN_THE_OUTPUT}", module=Segments
     ),
     "output that is text": Mistake(rf"The model's output is str; {IN_THE_OUTPUT}", module=Speaks),
-    "softmax of a single logit": Mistake(
-        r"is Tensor\(3, 1\) of float32, a single logit, and score='softmax' of it is always 1: use score='sigmoid'",
-        module=SingleLogit,
-    ),
     "forward that takes the batch": Mistake(
         r"forward\(\) was called with Tensor\(3, 3, 16, 16\) of float32, the images in a validation batch, which is "
         r"list\(.*\), and failed with IndexError: .* Give forward= .* or batch= ",

@@ -180,8 +180,9 @@ class TwoClasses(Pictures):
     ],
     ids=str,
 )
-def test_a_single_logit(tmp_path, targets, expected, against):
-    options = {"train": TwoClasses(16), "val": TwoClasses(), "targets": targets, "score": "sigmoid"}
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_a_single_logit(tmp_path, targets, expected, against, score):
+    options = {"train": TwoClasses(16), "val": TwoClasses(), "targets": targets, "score": score}
     module = SingleLogit()
     history = fit_and_read(tmp_path, module, num_samples=2, **options)
     assert [history.targets(sample)[-1].tolist() for sample in range(2)] == expected
