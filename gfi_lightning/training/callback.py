@@ -113,8 +113,9 @@ class GFICallback(L.Callback):
             ``gfi_lightning.Recipe``.
         background: what takes the place of what is removed: "blur", "mean", "noise", or a callable from images
             (N, C, H, W) to images of the same shape.
-        score: of a class: "softmax", "sigmoid" for several labels, or a callable from the model's output and the
-            targets (N,) to one number each (N,). A single logit decides between the classes 0 and 1.
+        score: of a class: "softmax", "sigmoid" where each is told by itself, or a callable from the model's output
+            and the targets (N,) to one number each (N,); None: "sigmoid" where labels are multi-hot and some image has
+            several or none, else "softmax". A single logit decides between the classes 0 and 1.
         class_names: by class index, in order; None: the data set's ``classes``, or the names of its label's feature
             (Hugging Face), or else the index.
         mean: of the images' normalisation, one number per channel, to show images as they were; None: that of the
@@ -194,7 +195,7 @@ class GFICallback(L.Callback):
         layers: Layers | None = None,
         recipe: RecipeName | Recipe = "default",
         background: BackgroundLike = "blur",
-        score: ScoreLike = "softmax",
+        score: ScoreLike | None = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -254,7 +255,8 @@ class GFICallback(L.Callback):
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         find_recipe(recipe)
-        check_score(score)
+        if score is not None:
+            check_score(score)
         background_function(background)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps

@@ -18,7 +18,7 @@ from gfi_lightning.guard import preserved_parameters, preserved_state, undisturb
 from gfi_lightning.inversion.guided import GuidedFeatureInversion
 from gfi_lightning.inversion.layers import LayerLike, as_layers, image_size
 from gfi_lightning.inversion.results import Explanation, Inversion
-from gfi_lightning.inversion.scores import describe
+from gfi_lightning.inversion.scores import describe, logits_of
 from gfi_lightning.inversion.search import base_layers
 from gfi_lightning.metrics.drift import heatmap_drift
 from gfi_lightning.recording.curves import Curves, CurveTracker
@@ -320,10 +320,6 @@ class Session:
         images = images.permute(0, 3, 1, 2).contiguous() if channels_last else images
         if images.device.type == "cpu":
             images = images.to(pl_module.device)  # arrays are not moved by Lightning
-        labels, present = self._understood_labels(given, len(images))
-        targets = self._understood_targets(
-            labels, present, self._instead_of_classes(given, len(images)), describe(batch)
-        )
         self._notice_changes(images)
         self._check_normalization(images)
         if self._call is None:  # in the first run
@@ -331,8 +327,14 @@ class Session:
             form, own = None if self._settings.batch else batch, self._settings.explainer["forward"]
             with trainer.precision_plugin.forward_context():
                 self._call = find_call(pl_module, images, form, own, channels_last)
+                if self._settings.explainer["score"] is None:
+                    self._settings = self._settings.scored_by(_usual_score(self._call, pl_module, images, given))
             if not self._call.is_plain and self._call != Call(own):
                 self._inform(f"The model is called as {self._call}.")
+        labels, present = self._understood_labels(given, len(images))
+        targets = self._understood_targets(
+            labels, present, self._instead_of_classes(given, len(images)), describe(batch)
+        )
         if self._masks is None:
             self._masks = as_masks(self._samples.parts, len(images), image_size(images))
             for name in [name for name, masks in self._masks.items() if not masks.any()]:
@@ -385,7 +387,10 @@ class Session:
         targets, score = self._settings.targets, self._settings.explainer["score"]
         if targets == "label" and present is not None and score == "sigmoid":
             targets = "present"
-            self._inform("The labels are multi-hot: each class that is present is explained (targets='present').")
+            self._inform(
+                "The labels are multi-hot: each class that is present is explained (targets='present'), told by itself "
+                "(score='sigmoid')."
+            )
         elif targets == "label" and labels is None:
             what, advice = instead
             if advice:
@@ -513,6 +518,19 @@ def _why_not_comparable(changed: Sequence[str], warm_start: bool) -> str:
     if warm_start:
         return "makes its first maps from nothing, as a checkpoint keeps no ω for warm_start=True, only earlier maps"
     return ""
+
+
+def _usual_score(call: Call, module: nn.Module, images: Tensor, labels: Any) -> str:
+    """By which score a model with such labels is trained: "sigmoid" where some image has several classes or none."""
+    present = multi_hot(labels, len(images))
+    if present is None or (present.sum(1) == 1).all():
+        return "softmax"
+    try:
+        with torch.no_grad():
+            classes = logits_of(call(module, images[:1])).shape[1]
+    except Exception:  # whatever is wrong with it, the explanation will tell
+        return "softmax"
+    return "sigmoid" if classes == present.shape[1] else "softmax"  # else the labels are about something else
 
 
 def _busy_anywhere(flags: list[list[bool]], rank: int) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -51,6 +51,10 @@ class Settings:
     foreign: Foreign | None = None
     warm_start: bool = False
 
+    def scored_by(self, score: str) -> "Settings":
+        """The same by another score."""
+        return replace(self, explainer=self.explainer | {"score": score})
+
     def method(self) -> dict[str, str]:
         """What maps depend on beside the model, the images and the layer: by argument, in words to compare.
 
@@ -62,6 +66,8 @@ class Settings:
             names.append("inversion_layer")
             given |= {"recipe": vars(find_recipe(self.explainer["recipe"])), "warm_start": self.warm_start}
         given |= {name: self.explainer[name] for name in names}
+        if given["score"] is None:  # the labels will tell
+            del given["score"]
         return {name: _in_words(value) for name, value in (given | {"targets": self.targets}).items()}
 
 

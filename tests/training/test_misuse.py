@@ -212,7 +212,7 @@ MISTAKES = {
     ),
     "several present classes by softmax": Mistake(
         "several present classes of an image by score='softmax', of which they share 1: give score='sigmoid' if",
-        {"targets": "present"},
+        {"targets": "present", "score": "softmax"},
         val=tensors(PICTURES, torch.ones(8, 5)),
         explained=3,
     ),
@@ -308,7 +308,13 @@ MISTAKES = {
     "several labels each": Mistake(
         r"found no class indices .* Tensor\(3, 5\) of int64\), but labels of several classes at once: it explains the "
         r"predicted classes\. Give targets='present', and score='sigmoid' where an image may have several, to explain",
+        {"score": "softmax"},
         val=tensors(PICTURES, nn.functional.one_hot(LABELS) + nn.functional.one_hot(LABELS.flip(0) // 2, 5)),
+        explained=3,
+    ),
+    "several labels of something else": Mistake(
+        r"found no class indices .* Tensor\(3, 3\) of int64\), but labels of several classes at once: it explains the ",
+        val=tensors(PICTURES, torch.ones(8, 3, dtype=torch.int64)),
         explained=3,
     ),
     "text": Mistake(

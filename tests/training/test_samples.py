@@ -386,6 +386,8 @@ SAME_MAPS = {
     "lists": ({"targets": [3, 1]}, {"targets": list(np.array([3, 1]))}),
     "recipes": ({"recipe": QUICK}, {"recipe": replace(QUICK, inversion_penalty=np.float64(5))}),
     "the found layer": ({}, {"layer": "network.coarse"}),
+    "the usual score": ({}, {"score": "softmax"}),
+    "a score that is left to the labels": ({"score": "softmax"}, {}),
     "schedules and samples": ({}, {"every_n_steps": 4, "num_samples": 2, "per_sample": True}),
 }
 

@@ -104,11 +104,12 @@ class CountsImages(TellsEach):
 ALL_PRESENT = [[*row, *[-1] * (3 - len(row))] for row in PRESENT]
 
 
+@pytest.mark.parametrize("score", ["sigmoid", None])
 @pytest.mark.parametrize("targets", ["present", "label"])
-def test_each_present_class_at_the_cost_of_stage_2_only(tmp_path, drawn, caplog, targets):
+def test_each_present_class_at_the_cost_of_stage_2_only(tmp_path, drawn, caplog, targets, score):
     module, val = CountsImages(), SeveralLabels()
     module.counts.clear()
-    options = {"train": SeveralLabels(16), "val": val, "targets": targets, "score": "sigmoid", "num_samples": 4}
+    options = {"train": SeveralLabels(16), "val": val, "targets": targets, "score": score, "num_samples": 4}
     with caplog.at_level(logging.INFO, "gfi_lightning"):
         history = fit_and_read(tmp_path, module, layer="network.coarse", **options)
     said = [one for one in caplog.records if "targets='present'" in one.getMessage()]
