@@ -125,6 +125,7 @@ class Capacity:
             "gives_patches": self._network.gives_patches,
             "takes_channels_last": self.takes_channels_last,
             "needs_autocast": self._network.precision.needs_autocast,
+            "activation": self._network.activation,
         }
 
     def learn(self, learned: dict[str, Any]) -> None:
@@ -133,6 +134,7 @@ class Capacity:
         self._network.gives_patches = learned.get("gives_patches", self._network.gives_patches)
         self.takes_channels_last = learned.get("takes_channels_last", self.takes_channels_last)
         self._network.precision.needs_autocast = learned.get("needs_autocast", False)
+        self._network.activation = learned.get("activation", self._network.activation)
 
     def _most_on_gpu(self, images: Tensor) -> int:
         """What fits in half of the memory that was free when it was first asked for, so that chunks stay the same."""

@@ -78,4 +78,5 @@ def _look(network: Network, depths: Sequence[Depth], images: Tensor) -> tuple[Lo
         for module, capture in watched:
             hooks.enter_context(hooked({module: capture}))
         own = network.look(images)
+    own = own._replace(output=network.understood(own.output, images))
     return own, [depth.seen(capture, images) for depth, (_, capture) in zip(depths, watched, strict=True)]

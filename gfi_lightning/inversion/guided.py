@@ -61,7 +61,8 @@ class GuidedFeatureInversion:
             (N, C, H, W) to images of the same shape. See :mod:`gfi_lightning.inversion.backgrounds`.
         score: "softmax", "sigmoid" (independent labels), or a callable from the model's output and the targets (N,)
             to one number each (N,), differentiable: for regression, segmentation and whatever else. A single logit
-            is that of class 1, against class 0. Targets are handed on to a callable as they are, and may also stand
+            is that of class 1, against class 0; where a model ends in softmax or sigmoid, what went in there are its
+            logits. Targets are handed on to a callable as they are, and may also stand
             for something else than classes, say for regions. It is asked about some of the images at a time. Its
             unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
             mask's area.
@@ -126,7 +127,10 @@ class GuidedFeatureInversion:
             check_count("chunk_size", chunk_size)
         self.recipe = find_recipe(recipe)
         self.score = score
-        self._network = Network(model, layer, inversion_layer, forward, self.recipe.resolutions, on_pass, announce)
+        needs_logits = not callable(score)
+        self._network = Network(
+            model, layer, inversion_layer, forward, self.recipe.resolutions, on_pass, announce, needs_logits
+        )
         self._depths = [] if layers is None else [Depth(model, one, forward, on_pass) for one in as_layers(layers)]
         if layers is not None and not self._depths:
             raise UsageError(f"layers={layers!r} names no layer: give one or several, or None.")
@@ -134,7 +138,7 @@ class GuidedFeatureInversion:
             depth.precision = self._network.precision
         self._background = background_function(background, generator)
         # Scores of the user's may need the output in one piece.
-        self.capacity = Capacity(self._network, chunk_size, takes_channels_last=not callable(score))
+        self.capacity = Capacity(self._network, chunk_size, takes_channels_last=needs_logits)
 
     @property
     def layer(self) -> str | tuple[str, ...] | None:

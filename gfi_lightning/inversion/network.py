@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gfi_lightning.errors import UsageError
+from gfi_lightning.inversion.activations import activation_of, logits_before
 from gfi_lightning.inversion.layers import (
     AllFeatureMaps,
     Capture,
@@ -42,7 +43,7 @@ class Look(NamedTuple):
     Attributes:
         maps: each base layer's feature maps, (N, K, h, w), the coarsest last.
         features: the inversion layer's, (N, ...).
-        output: the model's.
+        output: the model's, see :meth:`Network.understood`.
     """
 
     maps: tuple[Tensor, ...]
@@ -119,6 +120,7 @@ class Network:
         resolutions: how many base layers are looked for.
         on_pass: called before each forward pass.
         announce: told which base layers were found.
+        needs_logits: of a model that ends in softmax or sigmoid the output is what went in there.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Network:
         resolutions: int = 1,
         on_pass: Callable[[], object] | None = None,
         announce: Callable[[str], object] | None = None,
+        needs_logits: bool = False,
     ) -> None:
         self.model = model
         self.base = () if layer is None else tuple(self._parsed(one) for one in as_layers(layer))
@@ -142,6 +145,7 @@ class Network:
         self._on_pass = on_pass
         self._announce = announce or logger.info
         self._lifts_no_grad = False
+        self.activation: str | None = None if needs_logits else ""  # known after the first :meth:`understood`
         self.precision = Precision()
         # Whether some base layer gives patches, tokens or maps with the channels last; known after the first look.
         self.gives_patches = False
@@ -163,13 +167,32 @@ class Network:
         return Layer.parse(module_name(self.model, layer, argument), dict(self.model.named_modules()))
 
     def output(self, images: Tensor) -> Any:
-        """The model's output.
+        """The model's output, as it is :meth:`understood`.
 
         Raises:
             UsageError: a gradient is needed, and the model cuts it.
         """
+        return logits_before(self.activation, self.raw_output(images))
+
+    def raw_output(self, images: Tensor) -> Any:
+        """What the model returns; errors as of :meth:`output`."""
         output = self._run(images)
         return self._run(images) if self._cuts_gradient(images, first_tensor(output)) else output
+
+    def understood(self, output: Any, images: Tensor) -> Any:
+        """The model's output for some images, or the logits that it was made of, where it is probabilities.
+
+        The first one that is finite tells which; where it may be a sigmoid's, together with one more forward pass.
+        """
+        if self.activation is None:
+            self.activation = activation_of(output, lambda: self._traced(images[:1]))
+        return logits_before(self.activation, output)
+
+    def _traced(self, image: Tensor) -> Any:
+        if self.is_sharded:  # on one rank alone a pass must not be made
+            return None
+        with torch.enable_grad():
+            return self.raw_output(image.detach().requires_grad_().clone())  # as a model may work in place
 
     def _run(self, images: Tensor) -> Any:
         if self._on_pass is not None:
@@ -208,7 +231,7 @@ class Network:
             for layer, capture in captures.items():
                 argument = "layer" if layer in self.base else "inversion_layer"
                 hooks.enter_context(hooked({self._module(layer, images, argument): capture}))
-            output = self.output(images.clone())  # because a model may work in place
+            output = self.raw_output(images.clone())  # because a model may work in place
         if search is not None:
             chosen = search.chosen(self._resolutions)
             if any(found.doubtful for found in chosen):
@@ -251,7 +274,7 @@ class Network:
             output, tapped = self._tapped(images)
             while any(self._cuts_gradient(images, one) for one in (first_tensor(output), *tapped)):
                 output, tapped = self._tapped(images)
-            gradients = gradients_by(tapped, objective(output))
+            gradients = gradients_by(tapped, objective(logits_before(self.activation, output)))
         return tuple(at_least_float32(cast(Tensor, feature_maps(one, image_size(images)))) for one in gradients)
 
     def _tapped(self, images: Tensor) -> tuple[Any, list[Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gfi_lightning.errors import UsageError, check_count
 from gfi_lightning.guard import undisturbed
 from gfi_lightning.inversion.backgrounds import Background, background_function
+from gfi_lightning.inversion.network import Network
 from gfi_lightning.inversion.scores import (
     ScoreFunction,
     at_least_float32,
@@ -184,7 +185,7 @@ def scorer_of(model: nn.Module | Scorer, score: str | ScoreFunction) -> Iterator
     """
 
     def of_module(images: Tensor, targets: Tensor) -> Tensor:
-        output = model(images)  # type: ignore[call-arg]
+        output = network.understood(network.raw_output(images), images)
         check_targets(targets, output, score)
         return target_scores(output, targets, score)
 
@@ -199,6 +200,7 @@ def scorer_of(model: nn.Module | Scorer, score: str | ScoreFunction) -> Iterator
         return at_least_float32(scores)
 
     if isinstance(model, nn.Module):
+        network = Network(model, None, None, None, needs_logits=not callable(score))
         with undisturbed(model), torch.no_grad():
             yield of_module
     else:

@@ -115,7 +115,8 @@ class GFICallback(L.Callback):
             (N, C, H, W) to images of the same shape.
         score: of a class: "softmax", "sigmoid" where each is told by itself, or a callable from the model's output
             and the targets (N,) to one number each (N,); None: "sigmoid" where labels are multi-hot and some image has
-            several or none, else "softmax". A single logit decides between the classes 0 and 1.
+            several or none, else "softmax". A single logit decides between the classes 0 and 1; and where a model ends
+            in softmax or sigmoid, what went in there are its logits.
         class_names: by class index, in order; None: the data set's ``classes``, or the names of its label's feature
             (Hugging Face), or else the index.
         mean: of the images' normalisation, one number per channel, to show images as they were; None: that of the

@@ -87,7 +87,8 @@ class ForeignExplainer(GuidedFeatureInversion):
     @override
     def _invert(self, images: Tensor, background: Tensor, start: Tensor | None) -> tuple[Chunk, Depths]:
         with torch.no_grad():
-            output = self._network.precision.tried(lambda: self._network.output(images))
+            output = self._network.precision.tried(lambda: self._network.raw_output(images))
+            output = self._network.understood(output, images)
         rows = torch.arange(len(images), device=images.device)
         pace = images.new_ones(len(images), 1)
         return Chunk(images, background, (), (), output, len(images), rows, (), (), (), pace), Depths()

@@ -194,6 +194,30 @@ def test_a_single_logit(tmp_path, targets, expected, against, score):
     np.testing.assert_allclose(history.scores(0)[-1, :1], logits.sigmoid(), rtol=1e-5)
 
 
+class SingleProbability(SingleLogit):
+    """The same two classes, by a probability; notes how many images are in each pass of an explanation."""
+
+    counts: ClassVar = []
+
+    def forward(self, images):
+        if not self.training:
+            self.counts.append(len(images))
+        return super().forward(images).sigmoid()
+
+
+def test_a_single_probability(tmp_path):
+    module = SingleProbability()
+    module.counts.clear()
+    options = {"train": TwoClasses(16), "val": TwoClasses(), "num_samples": 2}
+    history = fit_and_read(tmp_path, module, **options)
+    assert module.counts.count(1) == 1  # by which the sigmoid was found, in the first of two runs
+    assert [history.targets(sample)[-1].tolist() for sample in range(2)] == [[0, 1], [1, -1]]
+    with torch.no_grad():
+        probability = module.eval()(TwoClasses().images[:2])[:, 0]
+    np.testing.assert_allclose(history.scores(0)[-1], [1 - probability[0], probability[0]], rtol=1e-5)
+    np.testing.assert_allclose(history.predicted_scores[-1], probability, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
