@@ -27,7 +27,15 @@ from gfi_lightning.training import arguments, internals
 from gfi_lightning.training.budget import Budget
 from gfi_lightning.training.faults import Faults, Said
 from gfi_lightning.training.foreign import Foreign
-from gfi_lightning.training.notices import first_line, last_line, resumed_line, runs_to_come, samples_in_words, title
+from gfi_lightning.training.notices import (
+    first_line,
+    last_line,
+    other_images,
+    resumed_line,
+    runs_to_come,
+    samples_in_words,
+    title,
+)
 from gfi_lightning.training.progress import QUIET, Progress, SlowProgress, bar_opener
 from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import check_alarm, check_regions, check_watched
@@ -36,6 +44,7 @@ from gfi_lightning.training.schedule import Schedule
 from gfi_lightning.training.session import Seen, Session
 from gfi_lightning.training.share import Settings
 from gfi_lightning.training.showing import REST_IS_KEPT, Showing, Wishes
+from gfi_lightning.training.steps import StepWatch
 from gfi_lightning.training.types import (
     BackgroundLike,
     Forward,
@@ -360,6 +369,30 @@ class GFICallback(L.Callback):
             self._say_goodbye(trainer)
 
     @override
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch the first one of a training."""
+        if self._session is not None and not self._watch.is_over and trainer.state.fn == "fit":
+            with self._faults.guarded(), attempt("look at what validation_step gives the model", REST_IS_KEPT):
+                self._session.watch(self._watch, trainer, pl_module, batch, dataloader_idx)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say if the model was given something else than what is explained."""
+        if (other := self._watch.end()) is not None:
+            with self._faults.guarded():
+                self._faults.warn(other_images(*other), "other images")
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain under ``trainer.validate``."""
         if trainer.state.fn == "validate":
@@ -435,6 +468,7 @@ class GFICallback(L.Callback):
         # Lightning gives every callback the module's own methods for logging.
         for method in ("log", "log_dict"):
             vars(self).pop(method, None)
+        self._watch.end()
 
     def _forget(self) -> None:
         self._session = None
@@ -448,6 +482,7 @@ class GFICallback(L.Callback):
         self._showing = None
         self._samples_in_words = None
         self._said_hello = False
+        self._watch = StepWatch()
 
     def _name_layers(self, pl_module: L.LightningModule) -> None:
         """Keep the layers by name, so as not to hold on to the model; those that are not there yet stay."""

@@ -97,6 +97,20 @@ def is_first_rank() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
+def has_compiled() -> bool:
+    """Whether anything was compiled in this process, which a hook on a module might have compiled once more."""
+    dynamo = sys.modules.get("torch._dynamo")
+    try:
+        return dynamo is not None and dynamo.utils.counters["frames"]["total"] > 0
+    except AttributeError:  # not known
+        return True
+
+
+def calls_for_its_steps(trainer: L.Trainer) -> bool:
+    """Whether the module is called with the batch before its own step is, as under DDP."""
+    return trainer.strategy.model is not trainer.lightning_module
+
+
 def _strategy_is(trainer: L.Trainer, names: set[str]) -> bool:
     return any(base.__name__ in names for base in type(trainer.strategy).__mro__)
 

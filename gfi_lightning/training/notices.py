@@ -36,6 +36,15 @@ def samples_in_words(record: Record, kind: str) -> str:
     return f"{count} {kind}image{'s' * (count != 1)}{of_classes}"
 
 
+def other_images(held: str, given: str) -> str:
+    """A warning: what a batch holds, and what the model is given instead, in words."""
+    return (
+        f"validation_step gives the model other images ({given}) than those in its batch ({held}), which GFICallback "
+        "explains, so its pictures are not of what the model is trained on: do what the step does to images in "
+        "forward, in a transform or in on_after_batch_transfer, or give batch= (batch → images, labels) that does it."
+    )
+
+
 def first_line(
     name: str, samples: str, layers: str, schedule: Schedule, budget: Budget, floor: float, to_come: int | None
 ) -> str:

@@ -45,6 +45,7 @@ from gfi_lightning.training.ranks import Ranks
 from gfi_lightning.training.regions import as_masks, parts_of_samples
 from gfi_lightning.training.samples import Samples, as_indices, as_names, is_batch, read_samples
 from gfi_lightning.training.share import FOR_A_REGRESSION, Batch, Explanations, Settings, Share, Targets, Turn
+from gfi_lightning.training.steps import StepWatch
 
 T = TypeVar("T")
 
@@ -220,6 +221,23 @@ class Session:
                 self.floor_seconds = time.monotonic() - began
             explanations += self._explain_further(share, inversion, progress)
         return self.ranks.agree(lambda: self._seen(share, numbers, inversion, explanations, floors))
+
+    def watch(
+        self,
+        watch: StepWatch,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        dataloader_idx: int,
+    ) -> None:
+        """Have what is called to be explained watched, if the batch is of the samples' loader."""
+        is_theirs = dataloader_idx == self._settings.dataloader_idx and not is_batch(self._settings.samples)
+        if self._call is None or self._call.forward is not None or not is_theirs or internals.has_compiled():
+            return
+        called = pl_module.get_submodule(self._call.part) if self._call.part else pl_module
+        images, _ = split_batch(batch, self._settings.batch, self._label)
+        images = images.permute(0, 3, 1, 2) if are_channels_last(images, pl_module) else images
+        watch.begin(called, images, called is pl_module and internals.calls_for_its_steps(trainer))
 
     def _announced(self, base_layers: str) -> None:
         self.base_layers = base_layers
