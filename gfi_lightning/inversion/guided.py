@@ -62,10 +62,9 @@ class GuidedFeatureInversion:
         score: "softmax", "sigmoid" (independent labels), or a callable from the model's output and the targets (N,)
             to one number each (N,), differentiable: for regression, segmentation and whatever else. A single logit
             is that of class 1, against class 0; where a model ends in softmax or sigmoid, what went in there are its
-            logits. Targets are handed on to a callable as they are, and may also stand
-            for something else than classes, say for regions. It is asked about some of the images at a time. Its
-            unit counts: it should span several, as log-odds do, because the default recipe weighs it against the
-            mask's area.
+            logits. Targets are handed on to a callable as they are, and may also stand for something else than
+            classes, say for regions. It is asked about some of the images at a time. Its unit counts: it should
+            span several, as log-odds do, because the default recipe weighs it against the mask's area.
         chunk_size: images, or pairs of image and target, that are optimised at once; None: at most 32; on a CPU
             about 200,000 pixels, and of 128 × 128 px or more half of the images; on a GPU what takes no more memory
             than a training step with these images, and than half of what is free.
@@ -275,11 +274,11 @@ class GuidedFeatureInversion:
     def passes(self, images: Tensor, targets: int = 1) -> tuple[int, int]:
         """How many forward passes the two stages take.
 
-        A few more may be needed in the first explanation, to find the layer or to get at a gradient, and for the
-        evidence where base layers turn out to give patches; on a GPU more, of fewer images each, once it is known how
-        much a pass keeps; twice as many in stage 2, where it turns out that kept and removed images together take too
-        much memory; and fewer than that where a recipe has a tolerance, or where a start makes passes for the evidence
-        needless.
+        A few more may be needed in the first explanation, to find the layer, to get at a gradient or to tell a
+        sigmoid, and for the evidence where base layers turn out to give patches; on a GPU more, of fewer images each,
+        once it is known how much a pass keeps; twice as many in stage 2, where it turns out that kept and removed
+        images together take too much memory; and fewer than that where a recipe has a tolerance, or where a start
+        makes passes for the evidence needless.
 
         Args:
             images: shape (N, C, H, W).
