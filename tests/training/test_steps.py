@@ -101,7 +101,7 @@ def test_who_says_what_the_step_does_is_believed(tmp_path):
 
 def test_where_something_was_compiled_nothing_is_watched(tmp_path):
     module = Normalizes()
-    module.validation_step = torch.compile(module.validation_step, backend="eager")
+    module.network.coarse = torch.compile(module.network.coarse, backend="eager")
     assert fit(tmp_path, module, on_error="warn") == []
 
 
