@@ -123,6 +123,14 @@ def test_images_are_found_in_whatever_a_forward_takes(form):
     assert watch.is_over
 
 
+def test_images_that_are_no_numbers_are_the_same_images():
+    images, watch, called = torch.full((4, 3, 8, 8), torch.nan), StepWatch(), nn.Identity()
+    watch.begin(called, images)
+    called(images.clone())
+    assert watch.end() is None
+    assert watch.is_over
+
+
 def test_what_cannot_be_looked_at_is_left_alone():
     images, watch, called = torch.rand(4, 3, 8, 8), StepWatch(), nn.Identity()
     watch.begin(called, images)
